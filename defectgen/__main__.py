@@ -1,0 +1,3 @@
+from defectgen.cli import main
+
+main()

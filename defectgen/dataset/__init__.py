@@ -1,0 +1,1 @@
+"""Labels from what changed, screening, and the YOLO data set on disk."""

@@ -1,0 +1,1 @@
+"""The class-conditioned generator: its windows, training and two pipelines."""

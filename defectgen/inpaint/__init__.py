@@ -1,0 +1,1 @@
+"""A place on a clean image, and a defect inpainted into it."""
