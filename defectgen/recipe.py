@@ -98,15 +98,11 @@ class Data(Section):
 class Generator(Section):
     """The class-conditioned diffusion model and its training."""
 
-    window_px: int = Field(64, ge=32, le=256, multiple_of=16, description="Side the generator draws, in its own pixels.")
+    window_px: int = Field(
+        64, ge=32, le=256, multiple_of=16, description="Side the generator draws, in its own pixels."
+    )
     context_factor: float = Field(
         2.0, ge=1.2, le=6, description="Side of a window over the longest side of its defect, before scaling."
-    )
-    max_scale: float | None = Field(
-        None,
-        ge=1,
-        description="Largest scaling-down of a window to window_px. None: no limit. A defect that needs more is cut "
-        "into overlapping windows for training.",
     )
     channels: list[int] = Field([48, 96, 192], min_length=2, max_length=5, description="UNet channels per level.")
     fold: Literal[1, 2, 4] = Field(2, description="Side of the pixel blocks folded into channels before the UNet.")
@@ -131,8 +127,7 @@ class Place(Section):
     scale: tuple[float, float] = Field((0.85, 1.2), description="Size of a placement over that of its real model.")
     rotate_deg: float = Field(0.0, ge=0, le=180, description="Largest rotation of the real model's outline, +-.")
     flip: bool = Field(True, description="Whether real models may be mirrored.")
-    candidates: int = Field(200, ge=1, description="Places looked at per placement.")
-    top: int = Field(8, ge=1, description="A place is drawn among this many best ones.")
+    top: int = Field(8, ge=1, description="A place is drawn among this many best ones of the image.")
     region_mask: str | None = Field(
         None, description="Image (or folder of images named as the clean ones) that is white where defects may be."
     )
@@ -182,7 +177,7 @@ class Synth(Section):
     num_images: int = Field(100, ge=1, description="Images in the set, clean ones included.")
     clean_share: Fraction = Field(0.15, description="Share of images left clean, with empty labels.")
     format: Literal["png", "jpg"] = Field("png", description="png is lossless; jpg (quality 95) is small.")
-    budget_factor: float = Field(2.0, ge=1, description="Fail when more than this many times num_images was tried.")
+    max_tries: int = Field(4, ge=1, description="Clean images tried for one image of the set before synth fails.")
 
 
 class TrainYolo(Section):

@@ -1,0 +1,105 @@
+"""Augmented windows drawn from crops: what the generator and the screening classifier are trained on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import albumentations as A
+import cv2
+import numpy as np
+
+from defectgen.crops import Crop, centre, region_of
+from defectgen.seeds import derive_seed, numpy_rng
+
+
+@dataclass(frozen=True)
+class Windows:
+    """A batch of windows.
+
+    Attributes:
+        images: uint8 (B, H, W, 3).
+        masks: uint8 (B, H, W), 255 on the defect, all 0 on clean product.
+        regions: bool (B, H, W), where a generator may draw; on clean product the shape of a defect elsewhere.
+        class_ids: int64 (B,); the number of classes stands for clean.
+    """
+
+    images: np.ndarray
+    masks: np.ndarray
+    regions: np.ndarray
+    class_ids: np.ndarray
+
+
+class WindowSampler:
+    """Draws windows from crops: classes in equal shares, `clean_share` of them clean product.
+
+    A batch depends on (seed, step) alone. Flips and quarter turns are drawn where `flip` is true.
+    """
+
+    def __init__(
+        self,
+        defects: Sequence[Crop],
+        clean: Sequence[Crop],
+        *,
+        num_classes: int,
+        window_px: int,
+        clean_share: float,
+        flip: bool,
+        seed: int,
+    ) -> None:
+        self._by_class = {
+            class_id: crops
+            for class_id in range(num_classes)
+            if (crops := [crop for crop in defects if crop.class_id == class_id])
+        }
+        self._defects = list(defects)
+        self._clean = list(clean)
+        self._num_classes = num_classes
+        self._window_px = window_px
+        self._clean_share = clean_share
+        self._seed = seed
+        self._augment = _augmentation(window_px, flip=flip)
+
+    def draw(self, step: int | str, size: int) -> Windows:
+        rng = numpy_rng(self._seed, "windows", step)
+        self._augment.set_random_seed(derive_seed(self._seed, "augmentation", step) % 2**32)
+        drawn = [self._draw_one(rng) for _ in range(size)]
+        images, masks, regions, class_ids = zip(*drawn, strict=True)
+        return Windows(np.stack(images), np.stack(masks), np.stack(regions), np.array(class_ids, np.int64))
+
+    def _draw_one(self, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
+        if self._clean and rng.random() < self._clean_share:
+            crop = self._clean[rng.integers(len(self._clean))]
+            shape = self._defects[rng.integers(len(self._defects))]
+            class_id = self._num_classes
+        else:
+            class_id = int(rng.choice(list(self._by_class)))
+            crop = shape = self._by_class[class_id][rng.integers(len(self._by_class[class_id]))]
+        for _ in range(8):
+            out = self._augment(image=crop.image, masks=[crop.mask, shape.mask])
+            image, (mask, outline) = out["image"], out["masks"]
+            if outline.max() >= 128:
+                break
+        else:  # A defect of a pixel can fade in the resampling: take it as it is.
+            image, mask, outline = (centre(array, self._window_px) for array in (crop.image, crop.mask, shape.mask))
+        tight = shape.outlined and rng.random() < 0.75
+        return image, mask, region_of(outline, outlined=tight, grow=rng.uniform(0.5, 1.5)), class_id
+
+
+def _augmentation(window_px: int, *, flip: bool) -> A.Compose:
+    turns: list[A.BasicTransform] = [A.D4(p=1)] if flip else []
+    return A.Compose(
+        [
+            *turns,
+            A.Affine(
+                scale=(0.85, 1.2),
+                translate_percent=(-0.1, 0.1),
+                rotate=(-10, 10),
+                shear=(-4, 4),
+                border_mode=cv2.BORDER_REFLECT_101,
+                p=0.9,
+            ),
+            A.CenterCrop(window_px, window_px),
+            A.RandomBrightnessContrast(brightness_limit=0.12, contrast_limit=0.12, p=0.5),
+        ]
+    )

@@ -1,0 +1,290 @@
+"""The command line: parse, call one function, print. Results go to stdout, progress and errors to stderr."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from defectgen import __version__
+from defectgen.errors import DefectgenError, UsageError
+from defectgen.recipe import Recipe, json_schema, load_recipe
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=True,
+    pretty_exceptions_enable=False,
+    help="Rare-defect images and YOLO labels from a few real defects, and the proof whether they help.",
+)
+recipe_app = typer.Typer(no_args_is_help=True, help="About recipes.")
+app.add_typer(recipe_app, name="recipe")
+
+stdout, stderr = Console(), Console(stderr=True)
+
+RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe file, as in recipes/.")]
+Out = Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Run folder. Default: runs/<recipe name>.")]
+Set = Annotated[list[str] | None, typer.Option("--set", metavar="A.B=VALUE", help="Override a recipe field.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Machine-readable result on stdout.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what another recipe made in the run folder.")]
+Workers = Annotated[int | None, typer.Option("--workers", min=1, help="Processes. Default: all cores.")]
+
+
+class _Printer:
+    """Progress on stderr: one live line in a terminal, a line now and then in a log."""
+
+    def __init__(self) -> None:
+        self._live = stderr.is_terminal
+        self._started: dict[str, tuple[float, int]] = {}
+        self._printed = 0.0
+        self._stage = ""
+
+    def __call__(self, stage: str, done: int, total: int, note: str) -> None:
+        now = time.monotonic()
+        started, first = self._started.setdefault(stage, (now, done))
+        ended = total > 0 and done >= total
+        changed = stage != self._stage
+        if not (ended or changed or now - self._printed > (0.2 if self._live else 10)):
+            return
+        count = f" {done}/{total}" if total else ""
+        left = ""
+        if total and first < done < total:
+            seconds = (now - started) / (done - first) * (total - done)
+            left = f", {seconds / 60:.0f} min left" if seconds >= 90 else f", {seconds:.0f} s left"
+        line = f"{stage}{count}{left}{': ' + note if note else ''}"
+        if self._live and not ended:
+            width = max(stderr.width - 1, 20)
+            sys.stderr.write("\r" + line[:width].ljust(width))
+            sys.stderr.flush()
+        else:
+            if self._live:
+                sys.stderr.write("\r" + " " * max(stderr.width - 1, 20) + "\r")
+            stderr.print(escape(line), highlight=False, soft_wrap=True)
+        self._printed, self._stage = now, stage
+
+
+@contextlib.contextmanager
+def _reported(resume: str) -> Iterator[None]:
+    """Turns errors into one message and an exit code; Ctrl-C into what to type to go on."""
+    try:
+        yield
+    except DefectgenError as error:
+        for line in str(error).splitlines():
+            stderr.print(f"[bold red]error:[/] {escape(line)}", highlight=False, soft_wrap=True)
+        raise typer.Exit(error.exit_code) from None
+    except KeyboardInterrupt:
+        stderr.print(f"\nstopped; nothing is lost. To go on: {escape(resume)}", highlight=False, soft_wrap=True)
+        raise typer.Exit(130) from None
+
+
+def _command() -> str:
+    return " ".join(["defectgen", *sys.argv[1:]])
+
+
+def _load(path: Path, overrides: list[str] | None, out: Path | None) -> tuple[Recipe, Path]:
+    recipe = load_recipe(path, overrides)
+    return recipe, out if out is not None else Path("runs") / recipe.name
+
+
+def _print_json(value: Any) -> None:
+    sys.stdout.write(json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+
+
+@app.callback(invoke_without_command=True)
+def _root(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+    if version:
+        sys.stdout.write(f"defectgen {__version__}\n")
+        raise typer.Exit
+
+
+@app.command()
+def check(recipe_path: RecipePath, out: Out = None, overrides: Set = None, as_json: AsJson = False) -> None:
+    """Look at the data: counts, sizes, classes, groups, and every problem with file and reason."""
+    with _reported(_command()):
+        recipe, folder = _load(recipe_path, overrides, out)
+        from defectgen.data.check import render, summarise
+        from defectgen.data.load import load_sources
+
+        summary = summarise(load_sources(recipe, folder / "demo"))
+        if as_json:
+            _print_json(summary)
+        else:
+            stdout.print(render(summary))
+        errors = [one for one in summary["problems"] if one["severity"] == "error"]
+        if errors:
+            raise typer.Exit(1)
+
+
+@app.command()
+def fit(
+    recipe_path: RecipePath,
+    out: Out = None,
+    overrides: Set = None,
+    as_json: AsJson = False,
+    overwrite: Overwrite = False,
+) -> None:
+    """Train the diffusion model on the real defects. Killed and run again, it goes on."""
+    with _reported(_command()):
+        recipe, folder = _load(recipe_path, overrides, out)
+        from defectgen.run import run_fit
+
+        facts = run_fit(recipe, folder, progress=_Printer(), overwrite=overwrite)
+        if as_json:
+            _print_json(facts | {"generator": str(folder / "generator")})
+        else:
+            log = facts["log"]
+            stdout.print(
+                f"generator of {facts['num_defects']} real defects: {log['steps']} steps in "
+                f"{log['seconds'] / 60:.1f} min, weights of step {log['best_step']}; the class check finds "
+                f"{facts['screen']['real_accuracy']:.0%} of real defects it has not seen"
+            )
+            stdout.print(str(folder / "generator"), soft_wrap=True, highlight=False)
+
+
+@app.command()
+def synth(
+    recipe_path: RecipePath,
+    out: Out = None,
+    overrides: Set = None,
+    workers: Workers = None,
+    as_json: AsJson = False,
+    overwrite: Overwrite = False,
+) -> None:
+    """Make the YOLO data set, fitting first where needed."""
+    with _reported(_command()):
+        recipe, folder = _load(recipe_path, overrides, out)
+        from defectgen.run import available_cores, run_synth
+
+        summary = run_synth(
+            recipe, folder, workers=workers or available_cores(), progress=_Printer(), overwrite=overwrite
+        )
+        if as_json:
+            _print_json(summary | {"dataset": str(folder / "dataset")})
+        else:
+            stdout.print(_synth_table(summary))
+            stdout.print(f"look at {folder / 'dataset' / 'sheets'}", soft_wrap=True, highlight=False)
+            stdout.print(str(folder / "dataset"), soft_wrap=True, highlight=False)
+
+
+@app.command()
+def verify(
+    dataset: Annotated[Path, typer.Argument(metavar="DATASET", help="A data set, or a run folder that holds one.")],
+    as_json: AsJson = False,
+) -> None:
+    """Re-read a data set: decode every image, check every label and hash, run Ultralytics' own check."""
+    with _reported(_command()):
+        from defectgen.dataset.verify import verify_dataset
+        from defectgen.yolo.label_check import ultralytics_label_check
+
+        folder = dataset / "dataset" if (dataset / "dataset").is_dir() else dataset
+        problems = [str(problem) for problem in verify_dataset(folder)]
+        theirs: dict[str, Any] = {}
+        if not problems:
+            theirs = ultralytics_label_check(folder)
+        rejected = theirs.get("num_corrupt", 0) + theirs.get("num_missing", 0)
+        modified = len(theirs.get("modified_files", []))
+        good = not problems and rejected == 0 and modified == 0
+        if as_json:
+            _print_json({"good": good, "problems": problems, "ultralytics": theirs})
+        else:
+            for problem in problems:
+                stderr.print(f"[bold red]problem:[/] {escape(problem)}", highlight=False, soft_wrap=True)
+            for message in theirs.get("messages", []):
+                stderr.print(f"[bold red]ultralytics:[/] {escape(message)}", highlight=False, soft_wrap=True)
+            if theirs:
+                stdout.print(
+                    f"Ultralytics' check: {theirs['num_images']} images, {rejected} rejected, {modified} modified"
+                )
+            stdout.print(f"{folder}: {'verified' if good else 'does not verify'}", soft_wrap=True, highlight=False)
+        if not good:
+            raise typer.Exit(1)
+
+
+def _synth_table(summary: dict[str, Any]) -> Table:
+    rejected = sorted(summary["rejections"])
+    table = Table(
+        "class",
+        "defects",
+        "images",
+        "longest side, px",
+        *rejected,
+        title=f"{summary['num_images']} images, {summary['num_composites']} with synthetic defects; "
+        f"{summary['num_rejected']} placements refused",
+    )
+    for name, row in summary["classes"].items():
+        spread = " / ".join(f"{value:.0f}" for value in row["longest_px"] or [])
+        counts = [str(summary["rejections"][reason].get(name, 0)) for reason in rejected]
+        table.add_row(escape(name), str(row["num_placed"]), str(row["num_images"]), spread, *counts)
+    return table
+
+
+@app.command("train-yolo")
+def train_yolo(
+    recipe_path: RecipePath,
+    out: Out = None,
+    overrides: Set = None,
+    arms: Annotated[str | None, typer.Option("--arms", help="Comma-separated; default: the recipe's.")] = None,
+    workers: Workers = None,
+    as_json: AsJson = False,
+    overwrite: Overwrite = False,
+) -> None:
+    """Train YOLO11 per arm and judge it on held-out real parts, making what is missing first."""
+    with _reported(_command()):
+        chosen = [f"train_yolo.arms=[{arms}]"] if arms else []
+        recipe, folder = _load(recipe_path, [*(overrides or []), *chosen], out)
+        from defectgen.run import available_cores, run_train_yolo
+
+        results = run_train_yolo(
+            recipe, folder, workers=workers or available_cores(), progress=_Printer(), overwrite=overwrite
+        )
+        if as_json:
+            _print_json(results)
+        else:
+            from defectgen.yolo.results import results_table
+
+            stdout.print(results_table(results))
+            stdout.print(str(folder / "yolo" / results["best"]["weights"]), soft_wrap=True, highlight=False)
+
+
+@app.command()
+def doctor(as_json: AsJson = False) -> None:
+    """Versions, device, threads and memory, and what to mend."""
+    with _reported(_command()):
+        from defectgen.doctor import examine
+
+        facts, problems = examine()
+        if as_json:
+            _print_json({"facts": facts, "problems": problems})
+        else:
+            for name, value in facts.items():
+                stdout.print(f"{name:22} {value}", highlight=False, soft_wrap=True)
+            for problem in problems:
+                stderr.print(f"[bold red]problem:[/] {escape(problem)}", highlight=False, soft_wrap=True)
+        if problems:
+            raise typer.Exit(1)
+
+
+@recipe_app.command()
+def schema() -> None:
+    """Print the JSON Schema of a recipe, for editors."""
+    sys.stdout.write(json_schema() + "\n")
+
+
+def main() -> None:
+    """The console script. Wrong usage exits with 2, as typer does."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # Windows consoles and pipes may not be UTF-8.
+            stream.reconfigure(encoding="utf-8", errors="replace")
+    try:
+        app()
+    except UsageError as error:  # pragma: no cover - commands report their own
+        stderr.print(str(error))
+        raise SystemExit(error.exit_code) from None

@@ -1,0 +1,349 @@
+"""One image of the data set: a pure function of (recipe, fitted studio, image index)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+
+from defectgen.boxes import area, iou_xyxy
+from defectgen.crops import annotation_mask
+from defectgen.dataset.labels import CUT_BORDER, cut_off, label_box, measure, window_view
+from defectgen.errors import RunError
+from defectgen.images import read_rgb, sha256_file
+from defectgen.inpaint.backends import composite
+from defectgen.inpaint.placement import Placement, Turn, draw_turn, find_place
+from defectgen.recipe import Recipe
+from defectgen.records import XYXY, Composite, LabelledImage, PlacedDefect, Rejection, Sources
+from defectgen.seeds import derive_seed, numpy_rng
+from defectgen.studio import Studio
+from defectgen.windows import Window, crop_window, resize
+
+# Windows drawn together. Fixed, since the size of a batch changes the last bits of what is drawn in it.
+MICRO_BATCH = 4
+
+
+@dataclass
+class _Canvas:
+    """An image in the making: what it shows so far, what changed, and the labels it carries."""
+
+    image: np.ndarray
+    mask: np.ndarray
+    kept: list[XYXY]
+    placed: list[PlacedDefect]
+
+
+def compose(recipe: Recipe, sources: Sources, studio: Studio, index: int) -> Composite:
+    """Image `index` of the set.
+
+    Raises:
+        RunError: no defect was accepted on any of the clean images tried.
+    """
+    if index in clean_indexes(recipe):
+        base = base_image(recipe, sources, index, attempt=0)
+        image = read_rgb(base.path)
+        return Composite(
+            index, image, np.zeros(image.shape[:2], np.uint8), base, sha256_file(base.path), base.annotations, (), ()
+        )
+    rejected: list[Rejection] = []
+    for attempt in range(recipe.synth.max_tries):
+        base = base_image(recipe, sources, index, attempt=attempt)
+        canvas = _fill(recipe, studio, base, index, attempt, rejected)
+        if canvas.placed:
+            return Composite(
+                index,
+                canvas.image,
+                canvas.mask,
+                base,
+                sha256_file(base.path),
+                base.annotations,
+                tuple(canvas.placed),
+                tuple(rejected),
+            )
+    reasons: dict[str, int] = {}
+    for one in rejected:
+        reasons[one.reason] = reasons.get(one.reason, 0) + 1
+    listed = ", ".join(f"{count} x {reason}" for reason, count in sorted(reasons.items(), key=lambda pair: -pair[1]))
+    raise RunError(
+        f"image {index}: no defect was accepted on {recipe.synth.max_tries} clean images ({listed}); "
+        "look at `defectgen synth --set synth.num_images=8`, fit longer (generator.steps), or screen less "
+        "(screen.min_probability, labels.min_change)"
+    )
+
+
+def clean_indexes(recipe: Recipe) -> frozenset[int]:
+    """Which images of the set stay clean."""
+    num_images = recipe.synth.num_images
+    count = round(recipe.synth.clean_share * num_images) if recipe.data.base == "clean" else 0
+    order = numpy_rng(recipe.seed, "which stay clean").permutation(num_images)
+    return frozenset(int(i) for i in order[: min(count, num_images - 1)])
+
+
+def base_image(recipe: Recipe, sources: Sources, index: int, *, attempt: int) -> LabelledImage:
+    """The clean image that image `index` is made from: all are used equally often."""
+    bases = sources.train_clean if recipe.data.base == "clean" else sources.train
+    lap, position = divmod(index + attempt * 7919, len(bases))
+    return bases[int(numpy_rng(recipe.seed, "bases", lap).permutation(len(bases))[position])]
+
+
+def _fill(
+    recipe: Recipe, studio: Studio, base: LabelledImage, index: int, attempt: int, rejected: list[Rejection]
+) -> _Canvas:
+    image = read_rgb(base.path)
+    canvas = _Canvas(image, np.zeros(image.shape[:2], np.uint8), [a.xyxy for a in base.annotations], [])
+    rng = numpy_rng(recipe.seed, "image", index, attempt)
+    by_class: dict[int, list[int]] = {}
+    for number, model in enumerate(studio.models):
+        by_class.setdefault(model.crop.class_id or 0, []).append(number)
+    low, high = recipe.place.per_image
+    wanted = [int(rng.choice(sorted(by_class))) for _ in range(int(rng.integers(low, high + 1)))]
+    allowed = _allowed(recipe, base)
+    for round_number in range(recipe.screen.max_attempts):
+        if not wanted:
+            break
+        candidates: list[tuple[int, Placement]] = []
+        for number in range(MICRO_BATCH):
+            slot = number % len(wanted)
+            class_id = wanted[slot]
+            others = [placement.asked_xyxy for other, placement in candidates if other != slot]
+            placement = find_place(
+                canvas.image,
+                studio.models,
+                by_class[class_id][int(rng.integers(len(by_class[class_id])))],
+                turn=draw_turn(rng, flip=recipe.place.flip, rotate_deg=recipe.place.rotate_deg),
+                scale=float(rng.uniform(*recipe.place.scale)),
+                taken=[*canvas.kept, *(one.label_xyxy for one in canvas.placed), *others],
+                max_overlap=recipe.place.max_overlap,
+                allowed=allowed,
+                top=recipe.place.top,
+                rng=rng,
+            )
+            if placement is None:
+                rejected.append(Rejection(class_id, "no free place", "every place is taken, denied or outside"))
+            else:
+                candidates.append((slot, placement))
+        if not candidates:
+            continue
+        drawn = _draw(
+            recipe, studio, canvas.image, [placement for _, placement in candidates], (index, attempt, round_number)
+        )
+        filled: set[int] = set()
+        for number, (slot, placement) in enumerate(candidates):
+            if slot in filled:
+                continue
+            verdict = _judge(recipe, studio, canvas, placement, drawn[number])
+            if isinstance(verdict, Rejection):
+                rejected.append(verdict)
+            else:
+                filled.add(slot)
+        wanted = [class_id for slot, class_id in enumerate(wanted) if slot not in filled]
+    return canvas
+
+
+@dataclass(frozen=True)
+class _Drawn:
+    """A window with a defect in it: `image` uint8 (p, p, 3), `outline` uint8 (p, p), 255 on the defect."""
+
+    image: np.ndarray
+    outline: np.ndarray
+
+
+def _draw(
+    recipe: Recipe, studio: Studio, image: np.ndarray, placements: Sequence[Placement], key: tuple[int, int, int]
+) -> list[_Drawn]:
+    """The defect of each placement, drawn in one padded micro-batch."""
+    config = recipe.inpaint
+    padded = [*placements, *[placements[0]] * (MICRO_BATCH - len(placements))]
+    seeds = [derive_seed(recipe.seed, "draw", *key, number) for number in range(MICRO_BATCH)]
+    class_ids = [placement.class_id for placement in padded]
+    patches: list[_Drawn] | None = None
+    if config.backend != "diffusion" or config.strength < 1:
+        patches = _patches(recipe, studio, padded, seeds)
+    if config.backend != "diffusion" and patches is not None:
+        return patches[: len(placements)]
+    start = (
+        np.stack([np.concatenate([patch.image, patch.outline[..., None]], axis=2) for patch in patches])
+        if patches is not None
+        else None
+    )
+    window_px = recipe.generator.window_px
+    output = studio.pipeline(
+        np.stack([window_view(image, placement.window, window_px) for placement in padded]),
+        np.stack([placement.region for placement in padded]),
+        class_ids,
+        seeds=seeds,
+        patches=start,
+        strength=config.strength,
+        num_steps=config.num_steps,
+        guidance=config.guidance,
+    )
+    return [_Drawn(output.images[i], np.round(output.masks[i] * 255).astype(np.uint8)) for i in range(len(placements))]
+
+
+def _patches(recipe: Recipe, studio: Studio, placements: Sequence[Placement], seeds: Sequence[int]) -> list[_Drawn]:
+    """Patches drawn from noise, moved and scaled so that their masks fill the outlines asked for."""
+    from defectgen.diffusion.pipelines import DefectPatchPipeline
+
+    pipeline = DefectPatchPipeline(
+        studio.pipeline.unet,
+        studio.pipeline.scheduler,
+        studio.pipeline.config.class_names,
+        studio.pipeline.config.window_px,
+    )
+    output = pipeline(
+        [placement.class_id for placement in placements],
+        seeds=[derive_seed(seed, "patch") for seed in seeds],
+        num_steps=recipe.inpaint.num_steps,
+        guidance=recipe.inpaint.guidance,
+    )
+    patches = []
+    for image, mask, placement in zip(output.images, output.masks, placements, strict=True):
+        asked = cv2.boundingRect((placement.outline >= 128).astype(np.uint8))
+        drawn = cv2.boundingRect((mask >= 0.5).astype(np.uint8))
+        if drawn[2] == 0 or asked[2] == 0:
+            drawn = asked = (0, 0, *mask.shape[::-1])
+        scale_x, scale_y = asked[2] / drawn[2], asked[3] / drawn[3]
+        matrix = np.array(
+            [[scale_x, 0, asked[0] - scale_x * drawn[0]], [0, scale_y, asked[1] - scale_y * drawn[1]]], np.float32
+        )
+        size = mask.shape[::-1]
+        moved = cv2.warpAffine(image, matrix, size, borderMode=cv2.BORDER_REFLECT_101)
+        outline = cv2.warpAffine(np.round(mask * 255).astype(np.uint8), matrix, size)
+        patches.append(_Drawn(moved, outline))
+    return patches
+
+
+def _judge(
+    recipe: Recipe, studio: Studio, canvas: _Canvas, placement: Placement, drawn: _Drawn
+) -> PlacedDefect | Rejection:
+    """The placed defect, after `canvas` carries it; or why it was refused."""
+    window_px = recipe.generator.window_px
+    min_change = recipe.labels.min_change
+    before = window_view(canvas.image, placement.window, window_px)
+
+    def refuse(reason: str, detail: str) -> Rejection:
+        return Rejection(placement.class_id, reason, detail)
+
+    if recipe.inpaint.backend == "diffusion":
+        share = cut_off(drawn.image, before, placement.region, min_change=min_change)
+        if share > CUT_BORDER:
+            return refuse("cut off by its region", f"{share:.2f} of the border changed, at most {CUT_BORDER}")
+    image = composite(
+        canvas.image,
+        placement.window,
+        drawn.image,
+        outline=drawn.outline,
+        region=placement.region,
+        backend=recipe.inpaint.backend,
+        feather_px=recipe.inpaint.feather_px,
+    )
+    measured = measure(image, canvas.image, placement.window, min_change=min_change, window_px=window_px)
+    if measured is None:
+        return refuse("no visible change", f"no pixel changed by {min_change} grey levels")
+    asked_area, changed_area = (area(box) for box in (placement.asked_xyxy, measured.xyxy))
+    if changed_area < recipe.labels.min_area_fraction * asked_area:
+        return refuse("smaller than asked", f"{changed_area / asked_area:.2f} of the box asked for")
+    margin = studio.margins[placement.class_id] if recipe.labels.margin == "auto" else 0.0
+    label = label_box(measured.xyxy, margin, (image.shape[1], image.shape[0]))
+    others = [*canvas.kept, *(one.label_xyxy for one in canvas.placed)]
+    overlap = max((iou_xyxy(label, other) for other in others), default=0.0)
+    if overlap > recipe.place.max_overlap:
+        return refuse("overlaps another label", f"IoU {overlap:.2f}, at most {recipe.place.max_overlap}")
+    scores: dict[str, Any] = {}
+    if recipe.screen.classifier:
+        view = window_view(image, placement.window, window_px)
+        probabilities = studio.screen.probabilities(view, placement.region, model=placement.model)
+        probability = float(probabilities[placement.class_id])
+        threshold = studio.screen.threshold(placement.class_id, recipe.screen.min_probability)
+        if probability < threshold:
+            clean = int(probabilities.argmax()) == len(probabilities) - 1
+            reason = "taken for clean" if clean else "taken for another class"
+            return refuse(reason, f"probability {probability:.2f} of its class, at least {threshold:.2f}")
+        scores["probability"] = round(probability, 2)
+    placed = PlacedDefect(
+        class_id=placement.class_id,
+        label_xyxy=label,
+        changed_xyxy=measured.xyxy,
+        polygons=measured.polygons,
+        asked_xyxy=placement.asked_xyxy,
+        placement=placement.to_json() | scores,
+    )
+    canvas.image = image
+    canvas.mask[measured.mask] = placement.class_id + 1
+    canvas.placed.append(placed)
+    return placed
+
+
+def compose_copy_paste(recipe: Recipe, sources: Sources, studio: Studio, row: dict[str, Any]) -> Composite:
+    """The image of a manifest row again, with the real defects that its placements follow, Poisson-blended.
+
+    The control arm of the evaluation: the same clean images, places and sizes; only the pixels are copies. Labels are
+    the boxes of the real annotations, moved along.
+    """
+    index = int(row["index"])
+    bases = {image.name: image for image in (*sources.train_clean, *sources.train)}
+    base = bases[row["source"]]
+    canvas = _Canvas(read_rgb(base.path), np.zeros(base.size_wh[::-1], np.uint8), [], [])
+    for placed in row["placed"]:
+        placement = placed["placement"]
+        model = studio.models[placement["model"]]
+        turn = Turn(placement["flip_x"], placement["flip_y"], placement["angle_deg"])
+        window = Window(*placement["window"])
+        real = next(image for image in sources.train if image.name == model.crop.source)
+        mask = annotation_mask(real.annotations[model.crop.annotation], real.size_wh)
+        native = _turned(_read(real.path), turn, model.crop.window)
+        outline = _turned(mask, turn, model.crop.window)
+        image = composite(
+            canvas.image,
+            window,
+            resize(native, window.side),
+            outline=resize(outline, window.side),
+            region=np.ones((window.side, window.side), bool),
+            backend="poisson",
+            feather_px=recipe.inpaint.feather_px,
+        )
+        asked: XYXY = tuple(placed["asked_xyxy"])
+        pasted = np.any(image != canvas.image, axis=2)
+        rectangle = ((asked[0], asked[1]), (asked[2], asked[1]), (asked[2], asked[3]), (asked[0], asked[3]))
+        canvas.image = image
+        canvas.mask[pasted] = placed["class_id"] + 1
+        canvas.placed.append(
+            PlacedDefect(placed["class_id"], asked, asked, (rectangle,), asked, placement | {"backend": "poisson"})
+        )
+    return Composite(
+        index, canvas.image, canvas.mask, base, sha256_file(base.path), base.annotations, tuple(canvas.placed), ()
+    )
+
+
+@lru_cache(maxsize=64)
+def _read(path: Path) -> np.ndarray:
+    return read_rgb(path)
+
+
+def _turned(image: np.ndarray, turn: Turn, window: Window) -> np.ndarray:
+    return turn.apply(crop_window(image, window))
+
+
+def _allowed(recipe: Recipe, base: LabelledImage) -> np.ndarray | None:
+    """bool (H, W) where defects may be, from place.region_mask; None for everywhere."""
+    if recipe.place.region_mask is None:
+        return None
+    path = Path(recipe.data.root or ".") / recipe.place.region_mask
+    if path.is_dir():
+        found = [child for child in sorted(path.iterdir()) if child.stem == Path(base.name).stem]
+        if not found:
+            raise RunError(f"{path}: place.region_mask has no image named {Path(base.name).stem}.*; add it")
+        path = found[0]
+    mask = read_rgb(path).max(axis=2)
+    if mask.shape != base.size_wh[::-1]:
+        width, height = base.size_wh
+        raise RunError(
+            f"{path}: place.region_mask must have the size of {base.name}, {width}x{height}, "
+            f"got {mask.shape[1]}x{mask.shape[0]}; resize it"
+        )
+    return mask >= 128

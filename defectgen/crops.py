@@ -1,0 +1,175 @@
+"""Defect crops and clean crops: what the generator and the screening classifier learn from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+
+from defectgen.images import read_rgb
+from defectgen.records import XYXY, Annotation, LabelledImage
+from defectgen.seeds import numpy_rng
+from defectgen.windows import Window, crop_window, resize, window_at, window_side
+
+# A crop is this much wider than its window, so that shifts and rotations find real pixels, not mirrored ones.
+CROP_OVER_WINDOW = 1.5
+
+
+@dataclass(frozen=True)
+class Crop:
+    """A window of a real image with some surroundings, at the generator's scale.
+
+    Attributes:
+        image: uint8 (S, S, 3), S = round(window_px * CROP_OVER_WINDOW); its centre window_px are the window.
+        mask: uint8 (S, S), 255 on the defect (its polygon, or its box where no outline is known); all 0 if clean.
+        class_id: the defect's class; None on clean product.
+        source: name of the image; `annotation` is the index of the defect in it (-1 if clean).
+        window: in image pixels, without the surroundings.
+        xyxy: the defect's annotated box in image pixels.
+        outlined: whether the mask is an outline rather than a box.
+        touches: which edges of the image the defect touches (left, top, right, bottom).
+        is_held_out: kept from training, to watch for memorising.
+    """
+
+    image: np.ndarray
+    mask: np.ndarray
+    class_id: int | None
+    source: str
+    annotation: int
+    window: Window
+    xyxy: XYXY
+    outlined: bool = False
+    touches: tuple[bool, bool, bool, bool] = (False, False, False, False)
+    is_held_out: bool = False
+
+
+def centre(array: np.ndarray, side: int) -> np.ndarray:
+    """The middle (side, side) of (S, S, ...): the window of a crop."""
+    start = (array.shape[0] - side) // 2
+    return array[start : start + side, start : start + side]
+
+
+def crop_side(window_px: int) -> int:
+    return round(window_px * CROP_OVER_WINDOW)
+
+
+def defect_crops(
+    images: Sequence[LabelledImage], *, window_px: int, context_factor: float, hold_out: float, seed: int
+) -> list[Crop]:
+    """One crop per marked defect, in the order of the images.
+
+    `hold_out` is the share of each class kept from training; a class keeps at least four defects to train on.
+    """
+    crops = []
+    held_out = _held_out(images, hold_out, seed)
+    for item in images:
+        image = read_rgb(item.path)
+        for index, annotation in enumerate(item.annotations):
+            side = window_side(annotation.xyxy, item.size_wh, window_px=window_px, context_factor=context_factor)
+            x1, y1, x2, y2 = annotation.xyxy
+            window = window_at(((x1 + x2) / 2, (y1 + y2) / 2), side, item.size_wh)
+            crops.append(
+                Crop(
+                    image=_scaled(image, window, window_px),
+                    mask=_scaled(annotation_mask(annotation, item.size_wh), window, window_px),
+                    class_id=annotation.class_id,
+                    source=item.name,
+                    annotation=index,
+                    window=window,
+                    xyxy=annotation.xyxy,
+                    outlined=annotation.polygon is not None,
+                    touches=_touches(annotation.xyxy, item.size_wh),
+                    is_held_out=(item.name, index) in held_out,
+                )
+            )
+    return crops
+
+
+def clean_crops(
+    images: Sequence[LabelledImage], defects: Sequence[Crop], *, window_px: int, num_crops: int, seed: int
+) -> list[Crop]:
+    """Windows of clean product, as large as those of the defects and at random places.
+
+    On images that carry defects, windows that touch one are left out.
+    """
+    crops: list[Crop] = []
+    rng = numpy_rng(seed, "clean crops")
+    per_image = -(-num_crops // max(len(images), 1))
+    for item in images:
+        image = read_rgb(item.path)
+        width, height = item.size_wh
+        for _ in range(per_image):
+            side = defects[rng.integers(len(defects))].window.side
+            center = (rng.uniform(0, width), rng.uniform(0, height))
+            window = window_at(center, min(side, width, height), item.size_wh)
+            if any(_intersects(window.xyxy, annotation.xyxy) for annotation in item.annotations):
+                continue
+            scaled = _scaled(image, window, window_px)
+            crops.append(Crop(scaled, np.zeros(scaled.shape[:2], np.uint8), None, item.name, -1, window, window.xyxy))
+    return crops
+
+
+def annotation_mask(annotation: Annotation, size_wh: tuple[int, int]) -> np.ndarray:
+    """uint8 (H, W), 255 within the annotation's polygon, or its box where it has none."""
+    mask = np.zeros((size_wh[1], size_wh[0]), np.uint8)
+    if annotation.polygon is not None:
+        # Sub-pixel corners: thin cracks lose their width to whole pixels.
+        points = np.round((np.asarray(annotation.polygon) - 0.5) * 16).astype(np.int32)
+        cv2.fillPoly(mask, [points], 255, shift=4)
+    else:
+        x1, y1, x2, y2 = (round(value) for value in annotation.xyxy)
+        mask[y1 : max(y2, y1 + 1), x1 : max(x2, x1 + 1)] = 255
+    return mask
+
+
+def _scaled(image: np.ndarray, window: Window, window_px: int) -> np.ndarray:
+    out_px = crop_side(window_px)
+    side = round(window.side * out_px / window_px)
+    pad = (side - window.side) // 2
+    return resize(crop_window(image, Window(window.x - pad, window.y - pad, side)), out_px)
+
+
+def _held_out(images: Sequence[LabelledImage], share: float, seed: int) -> set[tuple[str, int]]:
+    by_class: dict[int, list[tuple[str, int]]] = {}
+    for item in images:
+        for index, annotation in enumerate(item.annotations):
+            by_class.setdefault(annotation.class_id, []).append((item.name, index))
+    held_out: set[tuple[str, int]] = set()
+    for class_id, keys in sorted(by_class.items()):
+        count = max(0, min(round(share * len(keys)), len(keys) - 4))
+        chosen = numpy_rng(seed, "held out", class_id).permutation(len(keys))[:count]
+        held_out.update(keys[i] for i in chosen)
+    return held_out
+
+
+def _touches(xyxy: XYXY, size_wh: tuple[int, int], slack_px: float = 1.5) -> tuple[bool, bool, bool, bool]:
+    x1, y1, x2, y2 = xyxy
+    width, height = size_wh
+    return (x1 <= slack_px, y1 <= slack_px, x2 >= width - slack_px, y2 >= height - slack_px)
+
+
+def _intersects(a: XYXY, b: XYXY) -> bool:
+    return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
+
+
+def region_of(mask: np.ndarray, *, outlined: bool, grow: float = 1.0) -> np.ndarray:
+    """bool (H, W): the pixels the generator may draw on for a defect `mask` (uint8 (H, W) in window pixels).
+
+    An outline is grown by a tenth of its longest side, a box likewise on each side, by 2 to 6 px at `grow` 1: room for
+    the annotators' slack and for a soft edge.
+    """
+    ys, xs = np.nonzero(mask >= 128)
+    if len(xs) == 0:
+        ys, xs = np.nonzero(mask >= mask.max())
+    x1, y1, x2, y2 = xs.min(), ys.min(), xs.max() + 1, ys.max() + 1
+    margin = round(grow * min(max(0.1 * max(x2 - x1, y2 - y1), 2), 6))
+    if outlined:
+        grown = np.zeros(mask.shape, np.uint8)
+        grown[ys, xs] = 1
+        kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * margin + 1, 2 * margin + 1))
+        return cv2.dilate(grown, kernel).astype(bool)
+    region = np.zeros(mask.shape, bool)
+    region[max(y1 - margin, 0) : y2 + margin, max(x1 - margin, 0) : x2 + margin] = True
+    return region

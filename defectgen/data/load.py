@@ -1,0 +1,197 @@
+"""Everything a recipe's `data` section names, read, checked, split and cut to the budget."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from defectgen.data.readers import class_names, read_clean, read_labelme, read_yolo
+from defectgen.data.split import draw_budget, find_leaks, split_groups
+from defectgen.errors import DataError
+from defectgen.recipe import Data, Recipe
+from defectgen.records import LabelledImage, Problem, Sources
+
+_SHOWN_PROBLEMS = 20
+_FOLDERS = ("train_images", "train_labels", "train_clean", "test_images", "test_labels", "test_clean")
+
+
+def load_sources(recipe: Recipe, demo_folder: Path | None = None) -> Sources:
+    """The recipe's real defects and clean images. Faults of single files are in `problems`: see `require_usable`.
+
+    `demo_folder`: where the demo product is, or is written to; needed with `data.demo` alone.
+
+    Raises:
+        DataError: a folder is missing (all of them in one message), or the class names cannot be read.
+        UsageError: data.test_groups names a group no image has.
+    """
+    data = _with_demo(recipe.data, demo_folder)
+    assert data.root is not None
+    root = Path(data.root).absolute()
+    folders = _folders(data, root)
+    names = class_names(data, root)
+    problems: list[Problem] = []
+
+    def labelled(images: str, labels: str) -> tuple[list[LabelledImage], list[LabelledImage]]:
+        """Defective and clean images of the field `images`."""
+        folder = folders.get(images)
+        if folder is None:
+            return [], []
+        read = {"yolo": read_yolo, "labelme": read_labelme}[data.format]
+        found, faults = read(folder, folders.get(labels), names, group_pattern=data.group_pattern)
+        problems.extend(faults)
+        return [image for image in found if image.annotations], [image for image in found if not image.annotations]
+
+    def clean(field: str) -> list[LabelledImage]:
+        folder = folders.get(field)
+        if folder is None:
+            return []
+        found, faults = read_clean(folder, group_pattern=data.group_pattern)
+        problems.extend(faults)
+        return found
+
+    pool, unmarked = labelled("train_images", "train_labels")
+    test, test_unmarked = labelled("test_images", "test_labels")
+    train_clean, test_clean = clean("train_clean") + unmarked, clean("test_clean") + test_unmarked
+    problems.extend(_marked_clean(pool + test, train_clean + test_clean))
+    if data.test_images is None:
+        split = split_groups(pool, train_clean, data, recipe.seed)
+        pool, train_clean, test, test_clean = split.train, split.train_clean, split.test, split.test_clean + test_clean
+        problems.extend(split.problems)
+    by_group = data.group_pattern is not None
+    problems.extend(find_leaks(pool + train_clean, test + test_clean, by_group=by_group))
+    train, faults = draw_budget(pool, data.max_images, data.per_class, names, recipe.seed)
+    problems.extend(faults + _lacking(train, pool, train_clean, names, data))
+    return Sources(
+        names,
+        tuple(train),
+        tuple(sorted(pool, key=lambda image: image.name)),
+        _uniquely_named(train_clean),
+        tuple(sorted(test, key=lambda image: image.name)),
+        _uniquely_named(test_clean),
+        tuple(problems),
+    )
+
+
+def require_usable(sources: Sources) -> None:
+    """Nothing, where `load_sources` found no error.
+
+    Raises:
+        DataError: with the first errors, one per line, and how many there are.
+    """
+    errors = [str(problem) for problem in sources.problems if problem.severity == "error"]
+    if not errors:
+        return
+    lines = errors[:_SHOWN_PROBLEMS]
+    if len(errors) > _SHOWN_PROBLEMS:
+        lines.append(f"... and {len(errors) - _SHOWN_PROBLEMS} more errors, {len(errors)} in all")
+    raise DataError("\n".join(lines))
+
+
+def _with_demo(data: Data, demo_folder: Path | None) -> Data:
+    """`data`, its folders those of the demo product where it asks for that."""
+    if data.demo is None:
+        return data
+    assert demo_folder is not None, "data.demo needs a demo_folder"
+    if not demo_folder.exists():
+        from defectgen.data.demo import write_demo
+
+        write_demo(data.demo, demo_folder)
+    layout = {
+        "root": str(demo_folder),
+        "format": "yolo",
+        "classes": None,
+        "train_images": "train/images",
+        "train_labels": "train/labels",
+        "train_clean": "train/clean",
+        "test_images": "test/images",
+        "test_labels": "test/labels",
+        "test_clean": "test/clean",
+        "group_pattern": r"^(part\d+)_",
+    }
+    return data.model_copy(update=layout)
+
+
+def _folders(data: Data, root: Path) -> dict[str, Path]:
+    """The absolute folder of each field that names one."""
+    if not root.is_dir():
+        raise DataError(f"data.root: no such folder {root}; correct it, or put the data there")
+    folders = {field: root / getattr(data, field) for field in _FOLDERS if getattr(data, field) is not None}
+    missing = [
+        f"data.{field}: no such folder {folder}; correct the name, or put the data there"
+        for field, folder in folders.items()
+        if not folder.is_dir()
+    ]
+    if missing:
+        raise DataError("\n".join(missing))
+    return folders
+
+
+def _marked_clean(defective: Sequence[LabelledImage], clean: Sequence[LabelledImage]) -> list[Problem]:
+    marked = {image.path.resolve(): len(image.annotations) for image in defective}
+    return [
+        Problem(
+            "error",
+            str(image.path),
+            "",
+            f"is named as clean, but has {marked[image.path.resolve()]} marked defects",
+            "keep clean images in a folder of their own",
+        )
+        for image in clean
+        if image.path.resolve() in marked
+    ]
+
+
+def _lacking(
+    train: Sequence[LabelledImage],
+    pool: Sequence[LabelledImage],
+    train_clean: Sequence[LabelledImage],
+    names: Sequence[str],
+    data: Data,
+) -> list[Problem]:
+    """What a run cannot do without."""
+    problems: list[Problem] = []
+    if not train:
+        problems.append(
+            Problem(
+                "error",
+                "data.train_images",
+                "",
+                "no image with a marked defect is left for training, got 0",
+                "mark some, or hold out fewer groups",
+            )
+        )
+    in_train, in_pool = (
+        Counter(annotation.class_id for image in images for annotation in image.annotations) for images in (train, pool)
+    )
+    for class_id, name in enumerate(names):
+        if not train or in_train[class_id]:
+            continue
+        if in_pool[class_id]:
+            reason = f"has no marked defect in the budget of images ({len(train)}), but {in_pool[class_id]} outside it"
+            remedy = "raise data.max_images"
+        else:
+            reason = f"has no marked defect in the {len(pool)} training images"
+            remedy = "mark some, or remove it from the class names"
+        problems.append(Problem("error", "data.train_images", f"class {class_id} {name!r}", reason, remedy))
+    if data.base == "clean" and not train_clean:
+        reason, remedy = "no clean image is left for training, got 0", "add some, or set data.base: defective"
+        problems.append(Problem("error", "data.train_clean", "", reason, remedy))
+    return problems
+
+
+def _uniquely_named(images: Sequence[LabelledImage]) -> tuple[LabelledImage, ...]:
+    """Sorted by name; where images of several folders share a name, with as much of their path as tells them apart."""
+    distinct = list({image.path: image for image in images}.values())
+    counts = Counter(image.name for image in distinct)
+    named: list[LabelledImage] = []
+    for image in distinct:
+        name, depth = image.name, 1
+        while counts[name] > 1:
+            depth += 1
+            tails = ["/".join(other.path.parts[-depth:]) for other in distinct if other.name == image.name]
+            name = "/".join(image.path.parts[-depth:])
+            counts[name] = tails.count(name)
+        named.append(replace(image, name=name))
+    return tuple(sorted(named, key=lambda image: image.name))

@@ -1,0 +1,138 @@
+"""Labels measured from what changed between a composite and its clean twin."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+
+from defectgen.boxes import clip_xyxy, mask_xyxy
+from defectgen.crops import Crop, centre
+from defectgen.records import XYXY, Polygon
+from defectgen.windows import Window, crop_window, resize
+
+# Pieces smaller than this share of the largest changed piece are not part of the defect.
+SMALL_PIECE = 0.08
+# A change that meets the region's border along more of it than this was cut off.
+CUT_BORDER = 0.4
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What visibly changed.
+
+    Attributes:
+        mask: bool (H, W), in image pixels.
+        xyxy: its tight box.
+        polygons: its outlines, largest first.
+    """
+
+    mask: np.ndarray
+    xyxy: XYXY
+    polygons: tuple[Polygon, ...]
+
+
+def visible_change(image: np.ndarray, clean: np.ndarray, *, min_change: int, grain_px: float = 1.0) -> np.ndarray:
+    """bool (H, W): where `image` differs from `clean` (both uint8 (H, W, 3)) by at least `min_change` in a channel.
+
+    Hair lines no wider than two of the generator's pixels (`grain_px` image pixels each), as an edge of the product
+    drawn beside its place leaves, do not count, unless most of the change is as thin (a scratch).
+    """
+    changed = (cv2.absdiff(image, clean).max(axis=2) >= min_change).astype(np.uint8)
+    width = 2 * max(1, round(grain_px)) + 1
+    solid = cv2.morphologyEx(changed, cv2.MORPH_OPEN, np.ones((width, width), np.uint8))
+    if solid.sum() >= 0.3 * changed.sum():
+        changed = cv2.dilate(solid, np.ones((3, 3), np.uint8)) & changed
+    num, pieces, stats, _ = cv2.connectedComponentsWithStats(changed, connectivity=8)
+    if num < 2:
+        return changed.astype(bool)
+    areas = stats[1:, cv2.CC_STAT_AREA]
+    kept = np.flatnonzero(areas >= max(3, SMALL_PIECE * areas.max())) + 1
+    return np.isin(pieces, kept)
+
+
+def measure(
+    image: np.ndarray, clean: np.ndarray, window: Window, *, min_change: int, window_px: int
+) -> Measured | None:
+    """The change within `window`, or None where nothing changed visibly."""
+    height, width = image.shape[:2]
+    x1, y1 = max(window.x, 0), max(window.y, 0)
+    x2, y2 = min(window.x + window.side, width), min(window.y + window.side, height)
+    mask = np.zeros((height, width), bool)
+    mask[y1:y2, x1:x2] = visible_change(
+        image[y1:y2, x1:x2], clean[y1:y2, x1:x2], min_change=min_change, grain_px=window.side / window_px
+    )
+    box = mask_xyxy(mask)
+    if box is None:
+        return None
+    return Measured(mask, box, outlines(mask))
+
+
+def outlines(mask: np.ndarray) -> tuple[Polygon, ...]:
+    """Outer outlines of the pieces of a bool mask along pixel borders, largest first; each has at least 3 corners."""
+    # Doubled, so that contours through pixel centres run along pixel borders.
+    doubled = cv2.resize(np.pad(mask, 1).astype(np.uint8), None, fx=2, fy=2, interpolation=cv2.INTER_NEAREST)
+    contours, _ = cv2.findContours(doubled, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
+    contours = sorted(contours, key=cv2.contourArea, reverse=True)
+    height, width = mask.shape
+    polygons = []
+    for contour in contours:
+        points = (cv2.approxPolyDP(contour, 1.0, True).reshape(-1, 2) + 0.5) / 2 - 1
+        points = np.clip(points, 0, (width, height))
+        if len(points) >= 3:
+            polygons.append(tuple((float(x), float(y)) for x, y in points))
+    return tuple(polygons)
+
+
+def cut_off(drawn: np.ndarray, clean: np.ndarray, region: np.ndarray, *, min_change: int) -> float:
+    """Share of the region's border along which the drawn window still differs from the clean one.
+
+    All at the generator's scale: uint8 (H, W, 3) twice, bool (H, W). The edge of the window does not count.
+    """
+    eroded = cv2.erode(region.astype(np.uint8), np.ones((3, 3), np.uint8), borderValue=1).astype(bool)
+    border = region & ~eroded
+    if not border.any():
+        return 0.0
+    differs = cv2.absdiff(drawn, clean).max(axis=2) >= 2 * min_change
+    return float((differs & border).sum() / border.sum())
+
+
+def annotators_margin(crops: Sequence[Crop], twins: np.ndarray, *, num_classes: int, min_change: int) -> list[float]:
+    """Per class, the space annotators leave on each side of a visible defect, as a share of the visible side.
+
+    Measured on the real box-annotated defects against their clean twins: the median over a class (over all where a
+    class has fewer than 5). 0 where annotations are outlines.
+    """
+    window_px = twins.shape[1]
+    shares: list[list[float]] = [[] for _ in range(num_classes)]
+    for crop, twin in zip(crops, twins, strict=True):
+        if crop.outlined or crop.class_id is None:
+            continue
+        seen = mask_xyxy(visible_change(centre(crop.image, window_px), twin, min_change=2 * min_change))
+        asked = crop.window.to_window(crop.xyxy, window_px)
+        if seen is None:
+            continue
+        for low in (0, 1):
+            visible, annotated = seen[low + 2] - seen[low], asked[low + 2] - asked[low]
+            shares[crop.class_id].append((annotated - visible) / 2 / visible)
+    together = [share for of_class in shares for share in of_class]
+    margins = []
+    for of_class in shares:
+        of_class = of_class if len(of_class) >= 10 else together
+        margins.append(float(np.clip(np.median(of_class), 0, 0.5)) if of_class else 0.0)
+    return margins
+
+
+def label_box(changed: XYXY, margin: float, size_wh: tuple[int, int]) -> XYXY:
+    """The changed box with the annotators' margin (share of its side, on each side), within the image."""
+    x1, y1, x2, y2 = changed
+    wide, high = margin * (x2 - x1), margin * (y2 - y1)
+    clipped = clip_xyxy((x1 - wide, y1 - high, x2 + wide, y2 + high), size_wh)
+    return tuple(round(float(value), 3) for value in clipped)  # type: ignore[return-value]
+
+
+def window_view(image: np.ndarray, window: Window, window_px: int) -> np.ndarray:
+    """uint8 (window_px, window_px, 3): the window as generator and classifier see it."""
+    return resize(crop_window(image, window), window_px)

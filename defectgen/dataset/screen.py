@@ -1,0 +1,166 @@
+"""Is the defect there, and of the class it is labelled with? A small classifier of windows, cross-fitted.
+
+The generator may copy a real crop. A classifier trained on that crop would wave the copy through, so each composite is
+judged by the member that has not seen the real defect the composite's placement follows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+from torch.nn import functional
+
+from defectgen.augment import WindowSampler
+from defectgen.crops import Crop, centre, region_of
+from defectgen.device import best_device
+from defectgen.seeds import derive_seed
+
+NUM_FOLDS = 3
+TRAINING_STEPS = 260
+BATCH = 48
+# A real defect must pass its own check: no class is asked for more than this quantile of its real crops reaches.
+REAL_QUANTILE = 0.2
+
+
+def _network(num_classes: int) -> nn.Sequential:
+    def block(inputs: int, outputs: int) -> list[nn.Module]:
+        return [nn.Conv2d(inputs, outputs, 3, stride=2, padding=1), nn.GroupNorm(8, outputs), nn.SiLU()]
+
+    return nn.Sequential(
+        *block(4, 32),
+        *block(32, 64),
+        *block(64, 96),
+        nn.Conv2d(96, 128, 3, padding=1),
+        nn.SiLU(),
+        nn.AdaptiveAvgPool2d(2),
+        nn.Flatten(),
+        nn.Dropout(0.2),
+        nn.Linear(4 * 128, num_classes + 1),
+    )
+
+
+def _inputs(images: np.ndarray, regions: np.ndarray) -> torch.Tensor:
+    """float32 (B, 4, H, W) from uint8 (B, H, W, 3) and bool (B, H, W)."""
+    image = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 127.5 - 1
+    return torch.cat([image, torch.from_numpy(regions)[:, None].float()], dim=1)
+
+
+def fold_of(model: int) -> int:
+    """The member that has not seen real defect number `model`."""
+    return model % NUM_FOLDS
+
+
+@dataclass
+class Screen:
+    """The classifier's members and what they ask for.
+
+    Attributes:
+        members: member i was trained without the real defects of fold i.
+        real_quantiles: per class, the REAL_QUANTILE of the probability that real defects get from the member that has
+            not seen them.
+        real_accuracy: share of real defects whose class that member finds.
+    """
+
+    members: list[nn.Sequential]
+    real_quantiles: list[float]
+    real_accuracy: float
+
+    @torch.inference_mode()
+    def probabilities(self, image: np.ndarray, region: np.ndarray, *, model: int) -> np.ndarray:
+        """float32 (num_classes + 1,): classes, then clean, for one window uint8 (H, W, 3) and region bool (H, W)."""
+        logits = self.members[fold_of(model)](_inputs(image[None], region[None]))
+        return functional.softmax(logits, dim=1)[0].numpy()
+
+    def threshold(self, class_id: int, min_probability: float) -> float:
+        """Probability below which a composite is refused."""
+        return min(min_probability, self.real_quantiles[class_id])
+
+    def save(self, folder: Path) -> dict[str, Any]:
+        """Writes the weights to `folder`; returns what else `load` needs, as JSON."""
+        weights = {
+            f"{fold}.{name}": value.contiguous()
+            for fold, member in enumerate(self.members)
+            for name, value in member.state_dict().items()
+        }
+        save_file(weights, folder / "screen.safetensors")
+        return {"real_accuracy": self.real_accuracy, "real_quantiles": self.real_quantiles}
+
+    @classmethod
+    def load(cls, folder: Path, facts: dict[str, Any], *, num_classes: int) -> Screen:
+        weights = load_file(folder / "screen.safetensors")
+        members = []
+        for fold in range(NUM_FOLDS):
+            member = _network(num_classes)
+            prefix = f"{fold}."
+            member.load_state_dict(
+                {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}
+            )
+            members.append(member.eval())
+        return cls(members, facts["real_quantiles"], facts["real_accuracy"])
+
+
+def train_screen(
+    defects: Sequence[Crop],
+    clean: Sequence[Crop],
+    *,
+    num_classes: int,
+    window_px: int,
+    flip: bool,
+    seed: int,
+    progress: Callable[[int, int], None],
+) -> Screen:
+    """The classifier, trained on real defect and clean windows. `progress(done, total)` counts steps."""
+    device = best_device()
+    members = []
+    for fold in range(NUM_FOLDS):
+        seen = [crop for index, crop in enumerate(defects) if fold_of(index) != fold]
+        seen_classes = {crop.class_id for crop in seen}
+        # A class with a single defect has no fold without it: judged by a member that knows it, or not at all.
+        seen += [crop for crop in defects if crop.class_id not in seen_classes]
+        sampler = WindowSampler(
+            seen,
+            clean,
+            num_classes=num_classes,
+            window_px=window_px,
+            clean_share=1 / (num_classes + 1) if num_classes > 2 else 0.4,
+            flip=flip,
+            seed=derive_seed(seed, "screen", fold),
+        )
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(derive_seed(seed, "screen weights", fold))
+            member = _network(num_classes).to(device)
+            optimizer = torch.optim.AdamW(member.parameters(), lr=2e-3, weight_decay=0.05)
+            schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=TRAINING_STEPS)
+            member.train()
+            for step in range(TRAINING_STEPS):
+                windows = sampler.draw(step, BATCH)
+                inputs = _inputs(windows.images, windows.regions).to(device)
+                logits = member(inputs)
+                loss = functional.cross_entropy(
+                    logits, torch.from_numpy(windows.class_ids).to(device), label_smoothing=0.05
+                )
+                optimizer.zero_grad(set_to_none=True)
+                loss.backward()
+                optimizer.step()
+                schedule.step()
+                progress(fold * TRAINING_STEPS + step + 1, NUM_FOLDS * TRAINING_STEPS)
+        members.append(member.cpu().eval())
+    screen = Screen(members, [0.0] * num_classes, 0.0)
+    found: list[list[float]] = [[] for _ in range(num_classes)]
+    correct = []
+    for index, crop in enumerate(defects):
+        assert crop.class_id is not None
+        region = region_of(centre(crop.mask, window_px), outlined=crop.outlined)
+        probabilities = screen.probabilities(centre(crop.image, window_px), region, model=index)
+        found[crop.class_id].append(float(probabilities[crop.class_id]))
+        correct.append(int(probabilities.argmax()) == crop.class_id)
+    screen.real_quantiles = [float(np.quantile(values, REAL_QUANTILE)) if values else 0.0 for values in found]
+    screen.real_accuracy = float(np.mean(correct))
+    return screen

@@ -1,0 +1,177 @@
+"""Two pipelines over one set of weights: rare-defect patches from noise, and defects inpainted into a window.
+
+Both are saved and loaded whole, as diffusers does: `save_pretrained(folder)`, `from_pretrained(folder)`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from diffusers import DiffusionPipeline, FlowMatchEulerDiscreteScheduler, UNet2DModel
+from diffusers.utils import BaseOutput
+
+from defectgen.device import autocast
+from defectgen.diffusion.unet import SAMPLE_CHANNELS, context_of, no_class, predict_velocity
+
+
+@dataclass
+class DefectOutput(BaseOutput):
+    """
+    Attributes:
+        images: uint8 (B, H, W, 3).
+        masks: float32 (B, H, W) in [0, 1], how sure the generator is that a pixel is the defect's.
+    """
+
+    images: np.ndarray
+    masks: np.ndarray
+
+
+class DefectPatchPipeline(DiffusionPipeline):
+    """Rare defects from noise, with their shape, without regard to a place."""
+
+    def __init__(
+        self,
+        unet: UNet2DModel,
+        scheduler: FlowMatchEulerDiscreteScheduler,
+        class_names: Sequence[str] = (),
+        window_px: int = 64,
+    ) -> None:
+        super().__init__()
+        self.register_modules(unet=unet, scheduler=scheduler)
+        self.register_to_config(class_names=list(class_names), window_px=window_px)
+
+    @torch.inference_mode()
+    def __call__(
+        self, class_ids: Sequence[int], *, seeds: Sequence[int], num_steps: int = 14, guidance: float = 1.5
+    ) -> DefectOutput:
+        """One patch per class id.
+
+        Args:
+            class_ids: index into `class_names`; len(class_names) draws clean product.
+            seeds: one per patch. A patch depends on its own seed alone, given the batch size.
+        """
+        side = self.config.window_px
+        nothing = torch.zeros(len(class_ids), 3, side, side)
+        everything = torch.ones(len(class_ids), 1, side, side)
+        start = _noise(seeds, side)
+        x = _sample(self, start, context_of(nothing, everything), class_ids, num_steps, guidance, first=0)
+        return _output(x)
+
+
+class DefectInpaintPipeline(DiffusionPipeline):
+    """A defect drawn into a window of clean product, to suit what surrounds it."""
+
+    def __init__(
+        self,
+        unet: UNet2DModel,
+        scheduler: FlowMatchEulerDiscreteScheduler,
+        class_names: Sequence[str] = (),
+        window_px: int = 64,
+    ) -> None:
+        super().__init__()
+        self.register_modules(unet=unet, scheduler=scheduler)
+        self.register_to_config(class_names=list(class_names), window_px=window_px)
+
+    @torch.inference_mode()
+    def __call__(
+        self,
+        windows: np.ndarray,
+        regions: np.ndarray,
+        class_ids: Sequence[int],
+        *,
+        seeds: Sequence[int],
+        patches: np.ndarray | None = None,
+        strength: float = 1.0,
+        num_steps: int = 14,
+        guidance: float = 1.5,
+    ) -> DefectOutput:
+        """Windows in which each region was drawn; outside it the pixels of `windows` are returned as they came.
+
+        Args:
+            windows: uint8 (B, H, W, 3), clean product.
+            regions: bool (B, H, W), where to draw.
+            class_ids: index into `class_names`; len(class_names) draws clean product.
+            seeds: one per window.
+            patches: uint8 (B, H, W, 4), RGB and mask to start from; needed where strength < 1.
+            strength: 1 draws afresh from noise; lower keeps that much more of the patch (Meng et al. 2022, SDEdit).
+
+        Raises:
+            ValueError: strength < 1 without patches.
+        """
+        if strength < 1 and patches is None:
+            raise ValueError(f"strength {strength} needs patches to start from")
+        window = _to_tensor(windows)
+        region = torch.from_numpy(regions.astype(np.float32))[:, None]
+        start = _noise(seeds, self.config.window_px)
+        first = 0
+        if strength < 1 and patches is not None:
+            first = min(round((1 - strength) * num_steps), num_steps - 1)
+            sigma = _sigmas(self.scheduler, num_steps)[first]
+            patch = _to_tensor(patches)
+            rgb = torch.where(region > 0, patch[:, :3], window)
+            start = (1 - sigma) * torch.cat([rgb, patch[:, 3:]], dim=1) + sigma * start
+        x = _sample(self, start, context_of(window, region), class_ids, num_steps, guidance, first=first)
+        output = _output(x)
+        output.images = np.where(regions[..., None], output.images, windows)
+        output.masks = output.masks * regions
+        return output
+
+
+def _sample(
+    pipeline: DiffusionPipeline,
+    x: torch.Tensor,
+    context: torch.Tensor,
+    class_ids: Sequence[int],
+    num_steps: int,
+    guidance: float,
+    *,
+    first: int,
+) -> torch.Tensor:
+    """Euler steps from sigma[first] to 0, guided by class (Ho and Salimans 2022, Eq. 6), in one doubled batch."""
+    device = pipeline.unet.device
+    num_classes = len(pipeline.config.class_names)
+    scheduler = pipeline.scheduler
+    sigmas = _sigmas(scheduler, num_steps)
+    scheduler.set_begin_index(first)
+    x, context = x.to(device), context.to(device)
+    wanted = torch.tensor(list(class_ids), device=device)
+    guided = guidance != 1
+    classes = torch.cat([wanted, torch.full_like(wanted, no_class(num_classes))]) if guided else wanted
+    contexts = torch.cat([context, context]) if guided else context
+    with autocast(device):
+        for step in range(first, num_steps):
+            inputs = torch.cat([x, x]) if guided else x
+            sigma = sigmas[step].to(device).expand(len(inputs))
+            velocity = predict_velocity(pipeline.unet, inputs, contexts, sigma, classes)
+            if guided:
+                with_class, without = velocity.chunk(2)
+                velocity = without + guidance * (with_class - without)
+            x = scheduler.step(velocity, scheduler.timesteps[step], x, return_dict=False)[0]
+    return x.float().cpu()
+
+
+def _sigmas(scheduler: FlowMatchEulerDiscreteScheduler, num_steps: int) -> torch.Tensor:
+    scheduler.set_timesteps(sigmas=np.linspace(1, 1 / num_steps, num_steps).tolist())
+    return scheduler.sigmas
+
+
+def _noise(seeds: Sequence[int], side: int) -> torch.Tensor:
+    """float32 (B, 4, side, side), each sample from its own seed; float64 first, as float32 differs between CPUs."""
+    samples = [
+        torch.randn(SAMPLE_CHANNELS, side, side, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+        for seed in seeds
+    ]
+    return torch.stack(samples).float()
+
+
+def _to_tensor(images: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(images.astype(np.float32) / 127.5 - 1).permute(0, 3, 1, 2)
+
+
+def _output(x: torch.Tensor) -> DefectOutput:
+    array = x.clamp(-1, 1).permute(0, 2, 3, 1).numpy()
+    images = np.round((array[..., :3] + 1) * 127.5).astype(np.uint8)
+    return DefectOutput(images=images, masks=(array[..., 3] + 1) / 2)

@@ -1,0 +1,230 @@
+"""Training of the generator: flow matching on defect windows and clean windows, stopped before it memorises."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import FlowMatchEulerDiscreteScheduler, UNet2DModel
+from diffusers.training_utils import EMAModel
+
+from defectgen.augment import WindowSampler
+from defectgen.crops import Crop
+from defectgen.device import autocast, best_device
+from defectgen.diffusion.batches import Batch, to_batch
+from defectgen.diffusion.pipelines import DefectInpaintPipeline
+from defectgen.diffusion.unet import build_unet, context_of, no_class, predict_velocity
+from defectgen.recipe import Generator
+from defectgen.seeds import numpy_rng, torch_rng
+
+OUTSIDE_WEIGHT = 0.25
+MASK_WEIGHT = 0.5
+
+
+@dataclass
+class FitLog:
+    """How the training went; `checks` holds (step, loss since the last check, held-out loss or None)."""
+
+    steps: int = 0
+    stopped_early: bool = False
+    best_step: int = 0
+    checks: list[tuple[int, float, float | None]] = field(default_factory=list)
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class FitProgress:
+    step: int
+    num_steps: int
+    loss: float
+    held_out_loss: float | None
+    seconds_per_step: float
+
+
+def train_generator(
+    defects: Sequence[Crop],
+    clean: Sequence[Crop],
+    *,
+    class_names: Sequence[str],
+    config: Generator,
+    flip: bool,
+    seed: int,
+    state_path: Path,
+    progress: Callable[[FitProgress], None],
+) -> tuple[DefectInpaintPipeline, FitLog]:
+    """The trained generator as a pipeline on the CPU, and its log.
+
+    Training continues from `state_path` where that exists, and is written there at every check. Batches and noise
+    depend on (seed, step) alone, so a continued training equals an unbroken one.
+    """
+    device = best_device()
+    num_classes = len(class_names)
+    torch.manual_seed(0)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(torch_rng(seed, "weights").initial_seed())
+        unet = build_unet(num_classes, window_px=config.window_px, channels=config.channels, fold=config.fold)
+    unet = unet.to(device=device, memory_format=torch.channels_last)
+    optimizer = torch.optim.AdamW(unet.parameters(), lr=config.learning_rate, weight_decay=1e-2, betas=(0.9, 0.99))
+    ema = EMAModel(unet.parameters(), decay=config.ema_decay)
+    trained_on = [crop for crop in defects if not crop.is_held_out]
+    sampler = WindowSampler(
+        trained_on,
+        clean,
+        num_classes=num_classes,
+        window_px=config.window_px,
+        clean_share=config.clean_share,
+        flip=flip,
+        seed=seed,
+    )
+    held_out = _held_out_batches(defects, config=config, num_classes=num_classes, seed=seed)
+    log = FitLog()
+    best: dict[str, torch.Tensor] | None = None
+    best_loss = math.inf
+    if state_path.exists():
+        state = torch.load(state_path, map_location=device, weights_only=True)
+        unet.load_state_dict(state["unet"])
+        optimizer.load_state_dict(state["optimizer"])
+        ema.load_state_dict(state["ema"])
+        best, best_loss = state["best"], state["best_loss"]
+        log = FitLog(**{**state["log"], "checks": [tuple(check) for check in state["log"]["checks"]]})
+    unet.train()
+    losses: list[float] = []
+    last_report = started = time.monotonic()
+    while log.steps < config.steps and not log.stopped_early:
+        step = log.steps
+        for group in optimizer.param_groups:
+            group["lr"] = config.learning_rate * _rate(step, config.steps)
+        batch = to_batch(
+            sampler.draw(step, config.batch),
+            numpy_rng(seed, "dropout", step),
+            no_class=no_class(num_classes),
+            class_dropout=config.class_dropout,
+            context_dropout=config.context_dropout,
+        )
+        loss = _loss(unet, batch, torch_rng(seed, "noise", step), config)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(unet.parameters(), 1.0)
+        optimizer.step()
+        ema.step(unet.parameters())
+        losses.append(loss.item())
+        log.steps += 1
+        if log.steps % config.check_every == 0 or log.steps == config.steps:
+            held_out_loss = _held_out_loss(unet, ema, held_out, config=config, seed=seed)
+            log.checks.append((log.steps, sum(losses) / len(losses), held_out_loss))
+            losses = []
+            if held_out_loss is None or held_out_loss < best_loss:
+                best_loss = best_loss if held_out_loss is None else held_out_loss
+                log.best_step = log.steps
+                best = _averaged(unet, ema)
+            elif log.steps - log.best_step >= config.patience * config.check_every:
+                log.stopped_early = True
+            log.seconds += time.monotonic() - started
+            started = time.monotonic()
+            _save_state(state_path, unet=unet, optimizer=optimizer, ema=ema, best=best, best_loss=best_loss, log=log)
+        if time.monotonic() - last_report > 0.5 or log.steps == config.steps or log.stopped_early:
+            last_report = time.monotonic()
+            recent = log.checks[-1] if log.checks else (0, math.nan, None)
+            current = sum(losses) / len(losses) if losses else recent[1]
+            rate = (log.seconds + last_report - started) / max(log.steps, 1)
+            progress(FitProgress(log.steps, config.steps, current, recent[2], rate))
+    assert best is not None
+    unet.load_state_dict(best)
+    unet = unet.to("cpu").eval()
+    scheduler = FlowMatchEulerDiscreteScheduler(shift=1.0)
+    return DefectInpaintPipeline(unet, scheduler, class_names, config.window_px), log
+
+
+def _rate(step: int, num_steps: int, warmup: int = 50) -> float:
+    """Linear warm-up, then a cosine from 1 to 0.1."""
+    if step < warmup:
+        return (step + 1) / warmup
+    return 0.1 + 0.45 * (1 + math.cos(math.pi * (step - warmup) / max(num_steps - warmup, 1)))
+
+
+def _loss(unet: UNet2DModel, batch: Batch, rng: torch.Generator, config: Generator) -> torch.Tensor:
+    """Weighted squared error of the velocity; sigma is logit-normal (Esser et al. 2024, Eq. 19)."""
+    device = unet.device
+    noise = torch.randn(batch.x_0.shape, generator=rng)
+    sigma_B = torch.sigmoid(torch.randn(len(batch.x_0), generator=rng))
+    x_0, region = batch.x_0.to(device), batch.region.to(device)
+    noise, sigma_B = noise.to(device), sigma_B.to(device)
+    has_context = batch.has_context.to(device)[:, None, None, None]
+    shown = torch.where(has_context, region, torch.ones_like(region))
+    sigma = sigma_B[:, None, None, None]
+    x_t = (1 - sigma) * x_0 + sigma * noise
+    with autocast(device):
+        velocity = predict_velocity(unet, x_t, context_of(x_0[:, :3], shown), sigma_B, batch.class_id.to(device))
+    error = (velocity - (noise - x_0)) ** 2
+    weight = torch.where(region > 0, config.inside_weight, torch.where(has_context, OUTSIDE_WEIGHT, 1.0))
+    channels = torch.tensor([1, 1, 1, MASK_WEIGHT], device=device)[:, None, None]
+    weight = weight * channels
+    return (error * weight).sum() / weight.expand_as(error).sum()
+
+
+def _held_out_batches(
+    defects: Sequence[Crop], *, config: Generator, num_classes: int, seed: int, num_batches: int = 3
+) -> list[Batch]:
+    """Fixed windows of defects kept out of training, without dropout; empty where none was kept out."""
+    kept_out = [crop for crop in defects if crop.is_held_out]
+    if not kept_out:
+        return []
+    sampler = WindowSampler(
+        kept_out, [], num_classes=num_classes, window_px=config.window_px, clean_share=0, flip=False, seed=seed
+    )
+    rng = numpy_rng(seed, "nothing dropped")
+    return [
+        to_batch(
+            sampler.draw(f"held out {index}", 32),
+            rng,
+            no_class=no_class(num_classes),
+            class_dropout=0,
+            context_dropout=0,
+        )
+        for index in range(num_batches)
+    ]
+
+
+def _held_out_loss(
+    unet: UNet2DModel, ema: EMAModel, batches: Sequence[Batch], *, config: Generator, seed: int
+) -> float | None:
+    """Loss of the averaged weights inside the region, on the same windows, noise and sigma every time."""
+    if not batches:
+        return None
+    inside = config.model_copy(update={"inside_weight": 100.0})
+    ema.store(unet.parameters())
+    ema.copy_to(unet.parameters())
+    with torch.inference_mode():
+        total = sum(
+            _loss(unet, batch, torch_rng(seed, "held-out noise", index), inside).item()
+            for index, batch in enumerate(batches)
+        )
+    ema.restore(unet.parameters())
+    return total / len(batches)
+
+
+def _averaged(unet: UNet2DModel, ema: EMAModel) -> dict[str, torch.Tensor]:
+    ema.store(unet.parameters())
+    ema.copy_to(unet.parameters())
+    weights = {name: value.detach().cpu().clone() for name, value in unet.state_dict().items()}
+    ema.restore(unet.parameters())
+    return weights
+
+
+def _save_state(path: Path, *, unet: UNet2DModel, optimizer: Any, ema: EMAModel, log: FitLog, **rest: Any) -> None:
+    state = {
+        "unet": unet.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "ema": ema.state_dict(),
+        "log": asdict(log),
+        **rest,
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_suffix(".tmp")
+    torch.save(state, beside)
+    beside.replace(path)

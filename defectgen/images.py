@@ -1,0 +1,192 @@
+"""Image files in and out: upright 8-bit RGB arrays, or a `DataError` that says what is wrong with the file."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+from pathlib import Path
+from typing import Literal
+
+import cv2
+import numpy as np
+from PIL import Image
+
+from defectgen.errors import DataError
+
+IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"})
+# Pillow refuses larger ones by itself; about 0.5 GB as RGB.
+MAX_PIXELS = 178_000_000
+JPEG_QUALITY = 95
+
+_ORIENTATION_TAG = 0x0112
+_REMEDY = "export it again or remove it"
+
+
+def list_images(folder: Path) -> list[Path]:
+    """Every image file under `folder`, at any depth, sorted by its name relative to it; hidden files are left out.
+
+    Raises:
+        DataError: the folder is missing or is no folder.
+    """
+    if not folder.exists():
+        raise DataError(f"{folder}: no such folder; check the path, or put the images there")
+    if not folder.is_dir():
+        raise DataError(f"{folder}: is a file, not a folder of images; name the folder that holds it")
+    found = [path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()]
+    visible = [path for path in found if not any(part.startswith(".") for part in path.relative_to(folder).parts)]
+    return sorted(visible, key=lambda path: path.relative_to(folder).as_posix())
+
+
+def read_rgb(path: Path) -> np.ndarray:
+    """The image as uint8 (H, W, 3) RGB, turned upright by its EXIF orientation.
+
+    Grey and palette images become RGB; alpha is dropped without compositing; of several pages the first is read.
+    16-bit values are scaled from the full range (by 257); where none exceeds 4095, they count as 12-bit camera data.
+
+    Raises:
+        DataError: the file is missing, empty, no image, cut short, larger than MAX_PIXELS, or not 8- or 16-bit.
+    """
+    data = _read_bytes(path)
+    _, orientation = _header(data, path)
+    if _is_cut_short(data):
+        raise DataError(f"{path}: the image is cut short after {len(data)} bytes; copy it again from its origin")
+    # Orientation is applied below, since which formats OpenCV turns by itself depends on its version.
+    flags = cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH | cv2.IMREAD_IGNORE_ORIENTATION
+    try:
+        bgr = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+    except cv2.error as error:
+        raise DataError(f"{path}: cannot be decoded ({error.err}); {_REMEDY}") from None
+    if bgr is None:
+        raise DataError(f"{path}: cannot be decoded, it is damaged or no image; {_REMEDY}")
+    rgb = cv2.cvtColor(_to_8_bit(bgr, path), cv2.COLOR_BGR2RGB)
+    return np.ascontiguousarray(_upright(rgb, orientation))
+
+
+def size_wh(path: Path) -> tuple[int, int]:
+    """Width and height in pixels after EXIF rotation, from the header where Pillow knows the format.
+
+    Raises:
+        DataError: as for `read_rgb`; a file whose header is sound but whose pixels are damaged passes.
+    """
+    size, orientation = _header(_read_bytes(path), path)
+    if size is None:
+        height, width = read_rgb(path).shape[:2]
+        return width, height
+    return (size[1], size[0]) if orientation >= 5 else size
+
+
+def encode_image(array: np.ndarray, format: Literal["png", "jpg"]) -> bytes:
+    """The file's bytes for a uint8 (H, W, 3) RGB or (H, W) grey array; the same array gives the same bytes."""
+    # PNG at OpenCV's default level: levels 1 and 6 were slower and no smaller.
+    options = [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY] if format == "jpg" else []
+    pixels = cv2.cvtColor(array, cv2.COLOR_RGB2BGR) if array.ndim == 3 else array
+    done, encoded = cv2.imencode(f".{format}", pixels, options)
+    assert done, f"cv2.imencode refused {array.shape} {array.dtype} as {format}"
+    return encoded.tobytes()
+
+
+def write_bytes_atomic(path: Path, data: bytes) -> None:
+    """Write `data` so that `path` holds all of it or is untouched, making its folder where needed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        beside.write_bytes(data)
+        beside.replace(path)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def sha256_bytes(data: bytes) -> str:
+    """Lower-case hexadecimal SHA-256."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def sha256_file(path: Path) -> str:
+    """Lower-case hexadecimal SHA-256 of the file's bytes.
+
+    Raises:
+        DataError: the file cannot be read.
+    """
+    return sha256_bytes(_read_bytes(path, empty_is_fault=False))
+
+
+def _read_bytes(path: Path, *, empty_is_fault: bool = True) -> bytes:
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror or error}); check that it exists") from None
+    if empty_is_fault and not data:
+        raise DataError(f"{path}: the file is empty (0 bytes); {_REMEDY}")
+    return data
+
+
+def _header(data: bytes, path: Path) -> tuple[tuple[int, int] | None, int]:
+    """Stored (width, height) and the EXIF orientation to apply, 1 to 8; (None, 1) where only decoding can tell."""
+    try:
+        with Image.open(io.BytesIO(data)) as header:
+            size, kind, orientation = header.size, header.format, header.getexif().get(_ORIENTATION_TAG, 1)
+    except Image.DecompressionBombError:
+        raise DataError(f"{path}: has more than {MAX_PIXELS // 10**6} megapixels; cut it into tiles first") from None
+    except (OSError, ValueError, SyntaxError, EOFError):
+        return None, 1
+    if size[0] * size[1] > MAX_PIXELS:
+        raise DataError(
+            f"{path}: has {size[0]} x {size[1]} pixels, more than {MAX_PIXELS // 10**6} megapixels; "
+            "cut it into tiles first"
+        )
+    # libtiff turns TIFFs upright whatever it is asked.
+    if kind == "TIFF":
+        return None, 1
+    return size, orientation if orientation in range(1, 9) else 1
+
+
+def _is_cut_short(data: bytes) -> bool:
+    """Whether a JPEG or PNG lacks its end: OpenCV fills the rest with grey and says nothing."""
+    if data.startswith(b"\xff\xd8"):
+        scan = _first_scan(data)
+        return scan is not None and data.find(b"\xff\xd9", scan) < 0
+    if data.startswith(b"\x89PNG\r\n\x1a\n"):
+        return data.rfind(b"IEND") < 0
+    return False
+
+
+def _first_scan(data: bytes) -> int | None:
+    """Where the first scan of a JPEG starts; before it, a thumbnail may have an end marker of its own."""
+    position = 2
+    while position + 4 <= len(data) and data[position] == 0xFF:
+        marker = data[position + 1]
+        if marker == 0xDA:
+            return position
+        position += 1 if marker == 0xFF else 2 + int.from_bytes(data[position + 2 : position + 4], "big")
+    return len(data) if position >= len(data) else None
+
+
+def _to_8_bit(pixels: np.ndarray, path: Path) -> np.ndarray:
+    if pixels.dtype == np.uint8:
+        return pixels
+    if pixels.dtype != np.uint16:
+        raise DataError(f"{path}: has {pixels.dtype} pixels; export it with 8 or 16 bits per channel")
+    top = 4095 if int(pixels.max()) <= 4095 else 65535
+    return np.rint(pixels * (255 / top)).astype(np.uint8)
+
+
+def _upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
+    """`pixels` (H, W, 3) turned as EXIF orientation 1 to 8 asks (EXIF 2.32, tag 0x0112)."""
+    match orientation:
+        case 2:
+            return pixels[:, ::-1]
+        case 3:
+            return pixels[::-1, ::-1]
+        case 4:
+            return pixels[::-1]
+        case 5:
+            return pixels.swapaxes(0, 1)
+        case 6:
+            return np.rot90(pixels, -1)
+        case 7:
+            return pixels[::-1, ::-1].swapaxes(0, 1)
+        case 8:
+            return np.rot90(pixels)
+        case _:
+            return pixels

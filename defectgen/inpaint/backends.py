@@ -1,0 +1,123 @@
+"""A drawn defect into the clean image. Back-ends differ in how pixels are blended, in nothing else.
+
+Outside the region the image stays bit-identical, whatever the back-end.
+"""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+
+from defectgen.recipe import Backend
+from defectgen.windows import Window, crop_window, resize, window_inside
+
+# A change of fewer grey levels (of 255) is the generator's own grain, not a defect, and is not pasted; one of more is
+# pasted in full. Between the two it fades in.
+GRAIN, CERTAIN = 8.0, 20.0
+
+
+def composite(
+    image: np.ndarray,
+    window: Window,
+    drawn: np.ndarray,
+    *,
+    outline: np.ndarray,
+    region: np.ndarray,
+    backend: Backend,
+    feather_px: int,
+) -> np.ndarray:
+    """`image` with the drawn defect in it.
+
+    Args:
+        image: uint8 (H, W, 3), the clean image; not written to.
+        window: the place.
+        drawn: uint8 (P, P, 3), the window with the defect, at any resolution.
+        outline: uint8 (p, p), 255 on the defect itself (paste and poisson blend along it).
+        region: bool (p, p), the only place where pixels may change.
+        feather_px: width of the soft edge inside the region, in image pixels.
+
+    Returns:
+        uint8 (H, W, 3), equal to `image` wherever `region` (scaled to the window) does not lie.
+    """
+    size_wh = (image.shape[1], image.shape[0])
+    clean = crop_window(image, window)
+    inside = scaled_region(region, window.side) & window_inside(window, size_wh)
+    if not inside.any():
+        return image.copy()
+    if backend == "diffusion":
+        changed = _paste_change(clean, drawn, inside, window, size_wh, feather_px)
+    else:
+        native = resize(drawn, window.side)
+        shape = (resize(outline, window.side) >= 128) & inside
+        blend = _poisson if backend == "poisson" else _paste
+        changed = blend(clean, native, shape if shape.any() else inside, feather_px)
+    out = image.copy()
+    ys, xs = np.nonzero(inside)
+    out[ys + window.y, xs + window.x] = changed[ys, xs]
+    return out
+
+
+def scaled_region(region: np.ndarray, side: int) -> np.ndarray:
+    """bool (side, side) from bool (p, p)."""
+    return cv2.resize(region.astype(np.uint8), (side, side), interpolation=cv2.INTER_NEAREST).astype(bool)
+
+
+def _paste_change(
+    clean: np.ndarray,
+    drawn: np.ndarray,
+    inside: np.ndarray,
+    window: Window,
+    size_wh: tuple[int, int],
+    feather_px: int,
+) -> np.ndarray:
+    """clean + upsampled(drawn - downsampled clean): the product's fine texture survives."""
+    grain = drawn.shape[0]
+    change = drawn.astype(np.float32) - resize(clean, grain).astype(np.float32)
+    strongest = cv2.GaussianBlur(np.abs(change).max(axis=2), (0, 0), 1.0)
+    sure = np.clip((strongest - GRAIN) / (CERTAIN - GRAIN), 0, 1)
+    change = resize(change * sure[..., None], window.side)
+    weight = _feather(inside, window, size_wh, feather_px)
+    return np.clip(np.round(clean + change * weight[..., None]), 0, 255).astype(np.uint8)
+
+
+def _feather(inside: np.ndarray, window: Window, size_wh: tuple[int, int], feather_px: int) -> np.ndarray:
+    """float32 (S, S): 0 outside, rising to 1 over `feather_px`; no fading towards the edge of the image."""
+    if feather_px == 0:
+        return inside.astype(np.float32)
+    beyond = ~window_inside(window, size_wh)
+    distance = cv2.distanceTransform(np.pad(inside | beyond, 1, constant_values=False).astype(np.uint8), cv2.DIST_L2, 5)
+    # A window's own edge is an edge of the region, unless the image ends there.
+    ends_at = (window.y <= 0, window.x <= 0)
+    if any(ends_at) or window.y + window.side >= size_wh[1] or window.x + window.side >= size_wh[0]:
+        open_edges = np.pad(inside | beyond, 1, constant_values=False)
+        if ends_at[0]:
+            open_edges[0] = open_edges[1]
+        if window.y + window.side >= size_wh[1]:
+            open_edges[-1] = open_edges[-2]
+        if ends_at[1]:
+            open_edges[:, 0] = open_edges[:, 1]
+        if window.x + window.side >= size_wh[0]:
+            open_edges[:, -1] = open_edges[:, -2]
+        distance = cv2.distanceTransform(open_edges.astype(np.uint8), cv2.DIST_L2, 5)
+    return np.clip(distance[1:-1, 1:-1] / (feather_px + 1), 0, 1) * inside
+
+
+def _paste(clean: np.ndarray, drawn: np.ndarray, shape: np.ndarray, feather_px: int) -> np.ndarray:
+    distance = cv2.distanceTransform(np.pad(shape, 1).astype(np.uint8), cv2.DIST_L2, 5)[1:-1, 1:-1]
+    weight = np.clip(distance / (min(feather_px, 2) + 1), 0, 1)[..., None]
+    return np.round(weight * drawn + (1 - weight) * clean).astype(np.uint8)
+
+
+def _poisson(clean: np.ndarray, drawn: np.ndarray, shape: np.ndarray, feather_px: int) -> np.ndarray:
+    """Poisson blending (Perez et al. 2003). Padded and copied: `seamlessClone` centres on the mask's bounding box,
+    erodes the mask by a pixel, writes into it and fails near edges."""
+    pad = 4
+    ys, xs = np.nonzero(cv2.dilate(np.pad(shape, pad).astype(np.uint8), np.ones((3, 3), np.uint8)))
+    mask = np.zeros((shape.shape[0] + 2 * pad, shape.shape[1] + 2 * pad), np.uint8)
+    mask[ys, xs] = 255
+    edges = ((pad, pad), (pad, pad), (0, 0))
+    source, target = np.pad(drawn, edges, mode="reflect"), np.pad(clean, edges, mode="reflect")
+    x, y, width, height = cv2.boundingRect(mask)
+    middle = (x + width // 2, y + height // 2)
+    blended = cv2.seamlessClone(source, target, mask.copy(), middle, cv2.NORMAL_CLONE)
+    return blended[pad:-pad, pad:-pad]

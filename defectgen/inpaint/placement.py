@@ -1,0 +1,274 @@
+"""Where a defect goes: the places of a clean image that look most like those of the class's real defects.
+
+A placement follows a *model*, a real defect of the class. The window around a candidate place (its surroundings and
+what lies under the region) is compared at low resolution with the clean twin of the model's window, at every place
+of the image at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import cv2
+import numpy as np
+
+from defectgen.crops import Crop, centre, region_of
+from defectgen.records import XYXY
+from defectgen.windows import Window, crop_window
+
+# Side of the windows that are compared.
+COMPARED_PX = 24
+# What lies under the region counts this much more than what surrounds it.
+UNDER_REGION_WEIGHT = 3.0
+# Mean squared difference (of 255 squared) below which places look alike to a person.
+ALIKE = 100.0
+
+
+@dataclass(frozen=True)
+class Turn:
+    """How a model is turned before it is placed: mirrored in x, then in y, then rotated about its window's centre."""
+
+    flip_x: bool = False
+    flip_y: bool = False
+    angle_deg: float = 0.0
+
+    def apply(self, array: np.ndarray) -> np.ndarray:
+        """`array` (S, S[, C]) turned, mirrored past its edges."""
+        if self.flip_x:
+            array = array[:, ::-1]
+        if self.flip_y:
+            array = array[::-1]
+        array = np.ascontiguousarray(array)
+        if self.angle_deg == 0:
+            return array
+        middle = (array.shape[1] - 1) / 2
+        matrix = cv2.getRotationMatrix2D((middle, middle), self.angle_deg, 1.0)
+        return cv2.warpAffine(array, matrix, array.shape[1::-1], borderMode=cv2.BORDER_REFLECT_101)
+
+    def touches(self, edges: tuple[bool, bool, bool, bool]) -> tuple[bool, bool, bool, bool]:
+        """Image edges (left, top, right, bottom) that the turned defect must touch."""
+        left, top, right, bottom = edges
+        if self.flip_x:
+            left, right = right, left
+        if self.flip_y:
+            top, bottom = bottom, top
+        return (left, top, right, bottom)
+
+
+@dataclass(frozen=True)
+class Model:
+    """A real defect as placement uses it.
+
+    Attributes:
+        crop: its defect crop.
+        twin: uint8 (H, W, 3), its window without the defect.
+    """
+
+    crop: Crop
+    twin: np.ndarray
+
+
+@dataclass(frozen=True)
+class Placement:
+    """A place for a defect in one image.
+
+    Attributes:
+        model: index of the real defect it follows.
+        turn: how that is turned.
+        window: in the image.
+        asked_xyxy: box of the defect asked for, as the annotators would draw it, in image pixels.
+        outline: uint8 (H, W), 255 on the defect asked for, in window pixels.
+        region: bool (H, W), where may be drawn.
+        difference: mean squared difference of the place to the model's.
+    """
+
+    class_id: int
+    model: int
+    turn: Turn
+    window: Window
+    asked_xyxy: XYXY
+    outline: np.ndarray
+    region: np.ndarray
+    difference: float
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "angle_deg": self.turn.angle_deg,
+            "difference": round(self.difference, 1),
+            "flip_x": self.turn.flip_x,
+            "flip_y": self.turn.flip_y,
+            "model": self.model,
+            "window": [self.window.x, self.window.y, self.window.side],
+        }
+
+
+def draw_turn(rng: np.random.Generator, *, flip: bool, rotate_deg: float) -> Turn:
+    flip_x, flip_y = (bool(rng.random() < 0.5) for _ in range(2))
+    angle = float(np.round(rng.uniform(-rotate_deg, rotate_deg), 2))
+    return Turn(flip and flip_x, flip and flip_y, angle)
+
+
+def find_place(
+    image: np.ndarray,
+    models: Sequence[Model],
+    model_index: int,
+    *,
+    turn: Turn,
+    scale: float,
+    taken: Sequence[XYXY],
+    max_overlap: float,
+    allowed: np.ndarray | None,
+    top: int,
+    rng: np.random.Generator,
+) -> Placement | None:
+    """A place drawn among the `top` best ones for the turned model, or None where nothing is free.
+
+    Args:
+        image: uint8 (H, W, 3), the clean image.
+        scale: size of the placement over its model's.
+        taken: boxes that no placement may overlap by more than `max_overlap` (IoU; at 0 not at all).
+        allowed: bool (H, W) or None: defects lie wholly within it.
+    """
+    model = models[model_index]
+    crop = model.crop
+    window_px = model.twin.shape[0]
+    height, width = image.shape[:2]
+    outline = centre(turn.apply(crop.mask), window_px)
+    asked = _outline_box(outline)
+    if asked is None:
+        return None
+    side = max(8, round(crop.window.side * scale))
+    region = region_of(outline, outlined=crop.outlined)
+    differences, xs, ys = _differences(image, model, turn, region, side)
+
+    to_image = side / window_px
+    x1, x2 = xs + asked[0] * to_image, xs + asked[2] * to_image
+    y1, y2 = ys + asked[1] * to_image, ys + asked[3] * to_image
+    free = _free(x1, y1, x2, y2, (width, height), turn.touches(crop.touches), to_image)
+    if allowed is not None:
+        free &= _within(allowed, x1, y1, x2, y2)
+    for other in taken:
+        free &= _overlap(x1, y1, x2, y2, other) <= max_overlap
+    best = _best_places(np.where(free, differences, np.inf), top)
+    if not best:
+        return None
+    row, column = best[int(rng.integers(len(best)))]
+    window = Window(int(xs[column]), int(ys[row, 0]), side)
+    box = (x1[column], y1[row, 0], x2[column], y2[row, 0])
+    clipped = (max(box[0], 0.0), max(box[1], 0.0), min(box[2], float(width)), min(box[3], float(height)))
+    return Placement(
+        class_id=crop.class_id if crop.class_id is not None else -1,
+        model=model_index,
+        turn=turn,
+        window=window,
+        asked_xyxy=tuple(round(float(value), 3) for value in clipped),  # type: ignore[arg-type]
+        outline=outline,
+        region=region,
+        difference=float(differences[row, column]),
+    )
+
+
+def _differences(
+    image: np.ndarray, model: Model, turn: Turn, region: np.ndarray, side: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Mean squared difference (R, C) of every window to the model's twin, and the windows' x (C,) and y (R, 1)."""
+    height, width = image.shape[:2]
+    window_px = model.twin.shape[0]
+    grain = side / COMPARED_PX
+    small_wh = (max(round(width / grain), 1), max(round(height / grain), 1))
+    small = cv2.resize(image, small_wh, interpolation=cv2.INTER_AREA)
+    pad = COMPARED_PX // 2
+    longest = max(small_wh) + 2 * pad
+    padded = crop_window(small, Window(-pad, -pad, longest))[: small_wh[1] + 2 * pad, : small_wh[0] + 2 * pad]
+
+    with_surroundings = model.crop.image.copy()
+    centre(with_surroundings, window_px)[...] = model.twin
+    template = centre(turn.apply(with_surroundings), window_px)
+    template = cv2.resize(template, (COMPARED_PX, COMPARED_PX), interpolation=cv2.INTER_AREA)
+    under = cv2.resize(region.astype(np.float32), (COMPARED_PX, COMPARED_PX), interpolation=cv2.INTER_AREA)
+    weight = 1 + (UNDER_REGION_WEIGHT - 1) * under
+    # matchTemplate squares its mask.
+    root = np.repeat(np.sqrt(weight)[..., None], 3, axis=2).astype(np.float32)
+    squared = cv2.matchTemplate(padded.astype(np.float32), template.astype(np.float32), cv2.TM_SQDIFF, mask=root)
+    differences = np.maximum(squared, 0) / (3 * weight.sum())
+    rows, columns = differences.shape
+    xs = np.round((np.arange(columns) - pad) * (width / small_wh[0])).astype(np.int64)
+    ys = np.round((np.arange(rows) - pad) * (height / small_wh[1])).astype(np.int64)
+    return differences, xs, ys[:, None]
+
+
+def _outline_box(outline: np.ndarray) -> XYXY | None:
+    ys, xs = np.nonzero(outline >= 128)
+    if len(xs) == 0:
+        ys, xs = np.nonzero(outline > 0)
+    if len(xs) == 0:
+        return None
+    return (float(xs.min()), float(ys.min()), float(xs.max() + 1), float(ys.max() + 1))
+
+
+def _free(
+    x1: np.ndarray,
+    y1: np.ndarray,
+    x2: np.ndarray,
+    y2: np.ndarray,
+    size_wh: tuple[int, int],
+    touches: tuple[bool, bool, bool, bool],
+    slack_px: float,
+) -> np.ndarray:
+    """bool (R, C): boxes inside the image, that touch the edges they must and no other."""
+    width, height = size_wh
+    left, top, right, bottom = touches
+    slack = max(slack_px, 1.0)
+    fits_x = (x1 >= -slack if left else x1 >= 0) & (x2 <= width + slack if right else x2 <= width)
+    fits_y = (y1 >= -slack if top else y1 >= 0) & (y2 <= height + slack if bottom else y2 <= height)
+    reach = 2 * slack + (x2[0] - x1[0]) / COMPARED_PX
+    if left:
+        fits_x = fits_x & (x1 <= reach)
+    if right:
+        fits_x = fits_x & (x2 >= width - reach)
+    if top:
+        fits_y = fits_y & (y1 <= reach)
+    if bottom:
+        fits_y = fits_y & (y2 >= height - reach)
+    return fits_y & fits_x
+
+
+def _within(allowed: np.ndarray, x1: np.ndarray, y1: np.ndarray, x2: np.ndarray, y2: np.ndarray) -> np.ndarray:
+    """bool (R, C): boxes whose every pixel is allowed (by the integral image of what is not)."""
+    height, width = allowed.shape
+    denied = cv2.integral((~allowed).astype(np.uint8))
+    columns_1, columns_2 = (np.clip(np.round(value), 0, width).astype(np.int64) for value in (x1, x2))
+    rows_1, rows_2 = (np.clip(np.round(value), 0, height).astype(np.int64) for value in (y1, y2))
+    count = (
+        denied[rows_2, columns_2] - denied[rows_1, columns_2] - denied[rows_2, columns_1] + denied[rows_1, columns_1]
+    )
+    return count == 0
+
+
+def _overlap(x1: np.ndarray, y1: np.ndarray, x2: np.ndarray, y2: np.ndarray, other: XYXY) -> np.ndarray:
+    """(R, C): IoU of every box with `other`."""
+    wide = np.maximum(np.minimum(x2, other[2]) - np.maximum(x1, other[0]), 0)
+    high = np.maximum(np.minimum(y2, other[3]) - np.maximum(y1, other[1]), 0)
+    shared = high * wide
+    own = (y2 - y1) * (x2 - x1)
+    return shared / (own + (other[2] - other[0]) * (other[3] - other[1]) - shared)
+
+
+def _best_places(differences: np.ndarray, top: int) -> list[tuple[int, int]]:
+    """Up to `top` least different places, none next to another, none much worse than the best."""
+    remaining = differences.copy()
+    best: list[tuple[int, int]] = []
+    limit = np.inf
+    apart = COMPARED_PX // 6
+    while len(best) < top:
+        row, column = np.unravel_index(int(np.argmin(remaining)), remaining.shape)
+        value = remaining[row, column]
+        if not value <= limit or not np.isfinite(value):
+            break
+        if not best:
+            limit = 2 * value + ALIKE
+        best.append((int(row), int(column)))
+        remaining[max(row - apart, 0) : row + apart + 1, max(column - apart, 0) : column + apart + 1] = np.inf
+    return best

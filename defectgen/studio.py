@@ -1,0 +1,205 @@
+"""Everything fitted on the real defects, as one folder: `generator/`.
+
+model_index.json, unet/, scheduler/   the diffusion pipelines, as diffusers saves them
+twins.safetensors                     clean twins of the real defects
+screen.safetensors                    the screening classifier
+fit.json                              fingerprint, class names, annotators' margins, training log, versions
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from defectgen import __version__
+from defectgen.crops import Crop, clean_crops, defect_crops
+from defectgen.errors import RunError
+from defectgen.images import sha256_file, write_bytes_atomic
+from defectgen.inpaint.placement import Model
+from defectgen.recipe import Recipe
+from defectgen.records import Sources
+
+if TYPE_CHECKING:
+    from defectgen.dataset.screen import Screen
+    from defectgen.diffusion.pipelines import DefectInpaintPipeline
+
+NUM_CLEAN_CROPS = 2400
+
+# stage, done, total, note
+Progress = Callable[[str, int, int, str], None]
+
+
+@dataclass(frozen=True)
+class Studio:
+    """What composites are made with.
+
+    Attributes:
+        models: every real defect of the budget.
+        margins: per class, the annotators' margin (see `annotators_margin`).
+        fingerprint: of the data and settings the generator was fitted on.
+    """
+
+    pipeline: DefectInpaintPipeline
+    models: list[Model]
+    screen: Screen
+    margins: list[float]
+    fingerprint: str
+
+
+def fit_fingerprint(recipe: Recipe, sources: Sources) -> str:
+    """SHA-256 of all that the generator depends on: settings, and names, bytes and labels of the training images."""
+    from defectgen.diffusion.unet import CONTEXT_CHANNELS, SAMPLE_CHANNELS
+
+    files = [
+        [image.name, sha256_file(image.path), [[a.class_id, a.xyxy, a.polygon] for a in image.annotations]]
+        for image in (*sources.train, *sources.train_clean)
+    ]
+    facts = {
+        "classes": sources.class_names,
+        "files": files,
+        "generator": recipe.generator.model_dump(mode="json"),
+        "channels": [SAMPLE_CHANNELS, CONTEXT_CHANNELS],
+        "flip": recipe.place.flip,
+        "min_change": recipe.labels.min_change,
+        "seed": recipe.seed,
+        "version": __version__,
+    }
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+def real_crops(recipe: Recipe, sources: Sources) -> list[Crop]:
+    return defect_crops(
+        sources.train,
+        window_px=recipe.generator.window_px,
+        context_factor=recipe.generator.context_factor,
+        hold_out=recipe.generator.hold_out,
+        seed=recipe.seed,
+    )
+
+
+def fit(recipe: Recipe, sources: Sources, folder: Path, *, progress: Progress) -> dict[str, Any]:
+    """The facts of `fit.json`, after `folder` is complete. Continues a training that was killed.
+
+    Raises:
+        RunError: `folder` holds a generator of other data or settings.
+    """
+    fingerprint = fit_fingerprint(recipe, sources)
+    if folder.exists():
+        return _facts(folder, fingerprint)
+
+    from safetensors.numpy import save_file
+
+    from defectgen.dataset.labels import annotators_margin
+    from defectgen.dataset.screen import train_screen
+    from defectgen.diffusion.train import FitProgress, train_generator
+    from defectgen.diffusion.twins import clean_twins
+
+    partial = folder.with_name(folder.name + ".partial")
+    partial.mkdir(parents=True, exist_ok=True)
+    num_classes = len(sources.class_names)
+    window_px = recipe.generator.window_px
+    crops = real_crops(recipe, sources)
+    backgrounds = sources.train_clean if recipe.data.base == "clean" else (*sources.train, *sources.train_clean)
+    clean = clean_crops(backgrounds, crops, window_px=window_px, num_crops=NUM_CLEAN_CROPS, seed=recipe.seed)
+
+    def report(state: FitProgress) -> None:
+        held_out = "" if state.held_out_loss is None else f", held out {state.held_out_loss:.3f}"
+        note = f"loss {state.loss:.3f}{held_out}, {state.seconds_per_step:.2f} s/step"
+        progress("fit generator", state.step, state.num_steps, note)
+
+    pipeline, log = train_generator(
+        crops,
+        clean,
+        class_names=sources.class_names,
+        config=recipe.generator,
+        flip=recipe.place.flip,
+        seed=recipe.seed,
+        state_path=partial / f"state-{fingerprint[:16]}.pt",
+        progress=report,
+    )
+    if log.stopped_early:
+        note = f"stopped: the held-out loss was lowest at step {log.best_step}"
+        progress("fit generator", recipe.generator.steps, recipe.generator.steps, note)
+    progress("clean twins", 0, 1, f"{len(crops)} real defects")
+    twins = clean_twins(pipeline, crops, seed=recipe.seed)
+    progress("clean twins", 1, 1, "")
+    screen = train_screen(
+        crops,
+        clean,
+        num_classes=num_classes,
+        window_px=window_px,
+        flip=recipe.place.flip,
+        seed=recipe.seed,
+        progress=lambda done, total: progress("fit class check", done, total, ""),
+    )
+    done = folder.with_name(folder.name + ".done")
+    shutil.rmtree(done, ignore_errors=True)
+    pipeline.save_pretrained(done)
+    save_file({"twins": twins}, done / "twins.safetensors")
+    margins = annotators_margin(crops, twins, num_classes=num_classes, min_change=recipe.labels.min_change)
+    facts = {
+        "fingerprint": fingerprint,
+        "class_names": list(sources.class_names),
+        "num_defects": len(crops),
+        "margins": margins,
+        "screen": screen.save(done),
+        "log": asdict(log),
+        "version": __version__,
+    }
+    write_bytes_atomic(done / "fit.json", json.dumps(facts, indent=1).encode())
+    done.rename(folder)
+    shutil.rmtree(partial, ignore_errors=True)
+    return facts
+
+
+def load_studio(recipe: Recipe, sources: Sources, folder: Path, *, fingerprint: str | None = None) -> Studio:
+    """The fitted studio. `fingerprint`: what `fit_fingerprint` gives, where the caller has it already.
+
+    Raises:
+        RunError: `folder` holds no generator, a damaged one, or one of other data or settings.
+    """
+    from diffusers.utils import logging
+    from safetensors.numpy import load_file
+
+    from defectgen.dataset.screen import Screen
+    from defectgen.diffusion.pipelines import DefectInpaintPipeline
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    facts = _facts(folder, fingerprint or fit_fingerprint(recipe, sources))
+    try:
+        pipeline = DefectInpaintPipeline.from_pretrained(folder, local_files_only=True, low_cpu_mem_usage=False)
+        twins = load_file(folder / "twins.safetensors")["twins"]
+        screen = Screen.load(folder, facts["screen"], num_classes=len(sources.class_names))
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise RunError(
+            f"{folder}: the generator is damaged ({error}); delete the folder and run `defectgen fit`"
+        ) from None
+    import torch
+
+    pipeline.unet.to(memory_format=torch.channels_last).eval()
+    crops = real_crops(recipe, sources)
+    models = [Model(crop, np.ascontiguousarray(twin)) for crop, twin in zip(crops, twins, strict=True)]
+    return Studio(pipeline, models, screen, facts["margins"], facts["fingerprint"])
+
+
+def _facts(folder: Path, fingerprint: str) -> dict[str, Any]:
+    path = folder / "fit.json"
+    try:
+        facts = json.loads(path.read_text(encoding="utf-8"))
+        found = facts["fingerprint"]
+    except (OSError, ValueError, KeyError) as error:
+        raise RunError(f"{path}: is no record of a fitted generator ({error}); delete {folder} and fit again") from None
+    if found != fingerprint:
+        raise RunError(
+            f"{folder}: holds a generator fitted on other data or settings (fingerprint {found[:12]}, this recipe has "
+            f"{fingerprint[:12]}); choose another --out, or --overwrite to fit again"
+        )
+    return facts

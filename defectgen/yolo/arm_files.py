@@ -1,0 +1,104 @@
+"""The arms' and the test set's folders: tiles, labels, the list of one epoch, and samples.json to audit them."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from defectgen.images import encode_image, read_rgb, write_bytes_atomic
+from defectgen.yolo.arms import ArmPlan, Plan, Sample
+from defectgen.yolo.tiles import label_text
+
+Progress = Callable[[str], None]
+
+
+def write_test(plan: Plan, out: Path, progress: Progress) -> str:
+    """Write out/test where it is missing or other than planned; a hash of its content."""
+    counts = [(sample, 1) for sample in plan.test]
+    digest = plan.digest(counts)
+    folder = out / "test"
+    if _written_digest(folder / "samples.json") != digest:
+        progress(f"test set: writing {len(plan.test)} images")
+        _write_images(plan, plan.test, folder)
+        content = {"digest": digest, "files": plan.entries(counts), "num_clean_images": plan.num_clean_images}
+        write_bytes_atomic(folder / "samples.json", to_json(content))
+    return digest
+
+
+def write_arm(plan: Plan, arm: ArmPlan, out: Path, class_names: Sequence[str], progress: Progress) -> str:
+    """Write the arm's images, train.txt, data.yaml and samples.json where they are other than planned; a hash."""
+    digest = plan.digest(arm.counts)
+    folder = out / arm.slug
+    numbers = {origin: sum(n for s, n in arm.counts if s.origin == origin) for origin in ("real", "synthetic", "clean")}
+    if _written_digest(folder / "samples.json") != digest:
+        unused = {
+            origin: arm.available[origin] - sum(sample.origin == origin for sample, _ in arm.counts)
+            for origin in numbers
+            if numbers[origin]
+        }
+        for origin in ("real", "synthetic"):
+            if unused.get(origin):
+                progress(
+                    f"{arm.name}: {unused[origin]} {origin} images find no place in {plan.schedule.list_length} a round"
+                )
+        progress(f"{arm.name}: writing {len(arm.counts)} images")
+        (folder / "samples.json").unlink(missing_ok=True)
+        _write_images(plan, [sample for sample, _ in arm.counts], folder / "train")
+        listed = [f"./train/images/{sample.stem}.png" for sample, count in arm.counts for _ in range(count)]
+        write_bytes_atomic(folder / "train.txt", ("\n".join(listed) + "\n").encode())
+        # JSON is YAML. Without `path` the root is this file's folder.
+        data = {"train": "train.txt", "val": "../test/images", "names": list(class_names)}
+        write_bytes_atomic(folder / "data.yaml", to_json(data))
+        content = {
+            "arm": arm.name,
+            "digest": digest,
+            "iterations": plan.schedule.iterations,
+            "epochs": plan.schedule.epochs,
+            "list_length": plan.schedule.list_length,
+            "counts": numbers,
+            "available": arm.available,
+            "files": plan.entries(arm.counts),
+        }
+        # Last: it says that the rest is complete.
+        write_bytes_atomic(folder / "samples.json", to_json(content))
+    return digest
+
+
+def _write_images(plan: Plan, samples: Iterable[Sample], folder: Path) -> None:
+    """Images and labels of `samples` as `folder`, which appears whole or not at all."""
+    beside = folder.with_name(f".{folder.name}.tmp")
+    shutil.rmtree(beside, ignore_errors=True)
+    (beside / "images").mkdir(parents=True)
+    (beside / "labels").mkdir()
+    path, pixels = None, None
+    for sample in samples:
+        if path != sample.image.path:
+            path, pixels = sample.image.path, read_rgb(sample.image.path)
+        assert pixels is not None
+        x1, y1, x2, y2 = sample.tile.xyxy
+        (beside / "images" / f"{sample.stem}.png").write_bytes(encode_image(pixels[y1:y2, x1:x2], "png"))
+        (beside / "labels" / f"{sample.stem}.txt").write_text(label_text(sample.tile, segment=plan.segment))
+    shutil.rmtree(folder, ignore_errors=True)
+    beside.rename(folder)
+
+
+def _written_digest(path: Path) -> str | None:
+    content = read_json(path)
+    return None if content is None else content.get("digest")
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """The JSON object at `path`; None where there is none, or one that a killed run left damaged."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return content if isinstance(content, dict) else None
+
+
+def to_json(value: Any) -> bytes:
+    """Indented UTF-8, ready to be written."""
+    return (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode()

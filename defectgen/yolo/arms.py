@@ -1,0 +1,263 @@
+"""What each arm's detector sees: equally many samples, the same real share, the same background.
+
+The plan is drawn before anything is written. Of one epoch's samples, `clean_share` are clean tiles (of the real clean
+images, and of the parts of real defective images that show no defect); of the rest, `real_share` are real and the
+others synthetic, or all are real in the arm `real`. Each pool is repeated evenly. ultralytics takes the mosaic's other
+three images from the same list, so that they keep the same shares.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from defectgen.errors import DataError
+from defectgen.images import sha256_file
+from defectgen.recipe import TrainYolo
+from defectgen.records import LabelledImage, Sources
+from defectgen.seeds import numpy_rng
+from defectgen.yolo.folder import read_yolo_folder
+from defectgen.yolo.tiles import Tile, cut_tiles, label_text
+
+REAL = "real"
+Origin = Literal["real", "synthetic", "clean"]
+
+# Short enough that the list is repeated some ten times, long enough that an epoch's overhead does not show.
+_BATCHES_PER_EPOCH = 30
+_FEWEST_EPOCHS = 4
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One tile as the detector sees it; `stem` names its files in the arm's folder."""
+
+    origin: Origin
+    image: LabelledImage
+    tile: Tile
+    stem: str
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """`epochs` passes over a list of `batches_per_epoch` batches; the last pass ends at exactly `iterations`."""
+
+    iterations: int
+    batch: int
+    batches_per_epoch: int
+
+    @property
+    def epochs(self) -> int:
+        return math.ceil(self.iterations / self.batches_per_epoch)
+
+    @property
+    def list_length(self) -> int:
+        return self.batches_per_epoch * self.batch
+
+
+@dataclass(frozen=True)
+class ArmPlan:
+    """An arm's list of one epoch.
+
+    Attributes:
+        counts: how often each sample stands in the list; all counts are at least 1.
+        available: samples to choose from, per origin.
+    """
+
+    name: str
+    counts: tuple[tuple[Sample, int], ...]
+    available: dict[str, int]
+
+    @property
+    def slug(self) -> str:
+        return arm_slug(self.name)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All arms and the test set they share.
+
+    Attributes:
+        clean_stems: the test samples cut from clean images.
+        num_clean_images: those images, before cutting.
+        file_sha256: of every source file.
+    """
+
+    arms: tuple[ArmPlan, ...]
+    test: tuple[Sample, ...]
+    clean_stems: tuple[str, ...]
+    num_clean_images: int
+    schedule: Schedule
+    segment: bool
+    file_sha256: dict[Path, str]
+
+    def entries(self, counts: Iterable[tuple[Sample, int]]) -> list[dict[str, Any]]:
+        """The list as JSON rows, for samples.json."""
+        return [
+            {
+                "file": f"{sample.stem}.png",
+                "origin": sample.origin,
+                "source": str(sample.image.path),
+                "source_sha256": self.file_sha256[sample.image.path],
+                "tile_xyxy": list(sample.tile.xyxy),
+                "labels": label_text(sample.tile, segment=self.segment).splitlines(),
+                "count": count,
+            }
+            for sample, count in counts
+        ]
+
+    def digest(self, counts: Iterable[tuple[Sample, int]]) -> str:
+        """A hash of the files' contents and counts, wherever the sources lie."""
+        rows = [{**entry, "source": None} for entry in self.entries(counts)]
+        return hashlib.sha256(json.dumps(rows, sort_keys=True).encode()).hexdigest()
+
+
+def arm_slug(name: str) -> str:
+    """The arm's folder name: real+copy-paste -> real-copy-paste."""
+    return name.replace("+", "-")
+
+
+def is_segment(model: str) -> bool:
+    """Whether a model name asks for outlines (-seg) rather than boxes."""
+    return Path(model).stem.endswith("-seg")
+
+
+def plan_arms(*, config: TrainYolo, sources: Sources, synthetic: dict[str, Path], seed: int) -> Plan:
+    """The samples of every arm in `config.arms` and of the test set; nothing is written.
+
+    Raises:
+        DataError: no real defect, no test defect, a synthetic set missing, empty or with wrong labels, an outline
+            missing for a -seg model, or a test image that is a training image.
+    """
+    segment = is_segment(config.model)
+    _check_sources(sources, segment=segment)
+    real, background = _split(_samples(sources.train, "real", config.tile_px))
+    if not real:
+        raise DataError("train-yolo: the real training images carry no label; check data.train_labels")
+    clean = [*_samples(sources.train_clean, "clean", config.tile_px), *background]
+    synthetic_samples: dict[str, list[Sample]] = {}
+    for name in config.arms:
+        if name == REAL:
+            continue
+        if name not in synthetic:
+            raise DataError(f"train_yolo.arms: {name} needs a synthetic data set; make it first, or leave the arm out")
+        images = read_yolo_folder(synthetic[name], class_names=sources.class_names, segment=segment)
+        synthetic_samples[name], _ = _split(_samples(images, "synthetic", config.tile_px))
+        if not synthetic_samples[name]:
+            raise DataError(f"{synthetic[name]}: holds no labelled image for arm {name}; make the data set again")
+
+    clean_share = config.clean_share if clean else 0.0
+    defective_share = 1 - clean_share
+    most_synthetic = max((len(samples) for samples in synthetic_samples.values()), default=0)
+    wanted = [
+        (most_synthetic, defective_share * (1 - config.real_share)),
+        (len(real), defective_share * (config.real_share if synthetic_samples else 1)),
+    ]
+    needed = max(math.ceil(number / share / config.batch) if share > 0 else 0 for number, share in wanted)
+    schedule = make_schedule(config.iterations, config.batch, needed)
+    num_clean = round(schedule.list_length * clean_share)
+    num_defective = schedule.list_length - num_clean
+    arms = []
+    for name in config.arms:
+        num_real = num_defective if name == REAL else round(num_defective * config.real_share)
+        pools = [(real, num_real), (clean, num_clean), (synthetic_samples.get(name, []), num_defective - num_real)]
+        counts = [
+            pair
+            for pool, slots in pools
+            for pair in draw(pool, slots, numpy_rng(seed, "yolo", "list", pool[0].origin if pool else ""))
+        ]
+        available = {"real": len(real), "clean": len(clean), "synthetic": len(synthetic_samples.get(name, []))}
+        arms.append(ArmPlan(name, tuple(counts), available))
+
+    test = _samples(sources.test, "real", config.tile_px)
+    test_clean = _samples(sources.test_clean, "clean", config.tile_px)
+    every = [sample for arm in arms for sample, _ in arm.counts] + test + test_clean
+    plan = Plan(
+        arms=tuple(arms),
+        test=(*test, *test_clean),
+        clean_stems=tuple(sample.stem for sample in test_clean),
+        num_clean_images=len(sources.test_clean),
+        schedule=schedule,
+        segment=segment,
+        file_sha256={path: sha256_file(path) for path in sorted({sample.image.path for sample in every})},
+    )
+    _check_no_leak(plan)
+    return plan
+
+
+def make_schedule(iterations: int, batch: int, needed_batches: int = 0) -> Schedule:
+    """Some 30 batches per epoch, or `needed_batches` where more are needed to list every sample once; at least four
+    epochs where `iterations` allow. A length that divides `iterations` is taken where one is near.
+    """
+    longest = max(math.ceil(iterations / _FEWEST_EPOCHS), 1)
+    wanted = min(max(_BATCHES_PER_EPOCH, needed_batches), longest)
+    lowest = wanted if needed_batches >= wanted else math.ceil(wanted * 2 / 3)
+    near = [length for length in range(lowest, min(wanted * 3 // 2, longest) + 1) if iterations % length == 0]
+    return Schedule(iterations, batch, min(near, key=lambda length: abs(length - wanted), default=wanted))
+
+
+def draw(pool: Sequence[Sample], slots: int, rng: np.random.Generator) -> list[tuple[Sample, int]]:
+    """How often each sample of the pool fills one of `slots`: evenly, the odd ones by chance; none zero times."""
+    if not slots:
+        return []
+    repeats, rest = divmod(slots, len(pool))
+    extra = set(rng.permutation(len(pool))[:rest].tolist())
+    counts = [(sample, repeats + (index in extra)) for index, sample in enumerate(pool)]
+    return [(sample, count) for sample, count in counts if count]
+
+
+def _samples(images: Iterable[LabelledImage], origin: Origin, tile_px: int | None) -> list[Sample]:
+    samples = []
+    for index, image in enumerate(images):
+        for tile in cut_tiles(image.annotations, image.size_wh, tile_px):
+            place = f"-x{tile.xyxy[0]}-y{tile.xyxy[1]}" if tile_px else ""
+            samples.append(Sample(origin, image, tile, f"{origin}-{index:05d}{place}"))
+    return samples
+
+
+def _split(samples: Iterable[Sample]) -> tuple[list[Sample], list[Sample]]:
+    """Samples with a defect, and those that are background for certain (under a name of their own)."""
+    defective, background = [], []
+    for sample in samples:
+        if sample.tile.labels:
+            defective.append(sample)
+        elif not sample.tile.ambiguous:
+            background.append(Sample("clean", sample.image, sample.tile, f"background-{sample.stem}"))
+    return defective, background
+
+
+def _check_sources(sources: Sources, *, segment: bool) -> None:
+    if not sources.train:
+        raise DataError(
+            "train-yolo: no real defective training image; check data.train_images, data.max_images and data.per_class"
+        )
+    if not sources.test:
+        raise DataError(
+            "train-yolo: the test set is empty, so no arm can be judged; name data.test_images, or let data.group "
+            "hold groups out"
+        )
+    if not segment:
+        return
+    for image in (*sources.train, *sources.test):
+        if any(annotation.polygon is None for annotation in image.annotations):
+            raise DataError(
+                f"{image.path}: has boxes without an outline, which a -seg model cannot learn from; "
+                "annotate outlines, or set train_yolo.model without -seg"
+            )
+
+
+def _check_no_leak(plan: Plan) -> None:
+    trained = {plan.file_sha256[sample.image.path]: sample.image.path for arm in plan.arms for sample, _ in arm.counts}
+    clean = set(plan.clean_stems)
+    for sample in plan.test:
+        path = sample.image.path
+        twin = trained.get(plan.file_sha256[path])
+        # A clean image copied into both sets costs nothing but a few easy negatives; a defective one is a leak.
+        if twin is not None and (twin == path or sample.stem not in clean):
+            raise DataError(f"{path}: is a test image and the same as the training image {twin}; remove one of them")

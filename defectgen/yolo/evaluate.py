@@ -1,0 +1,143 @@
+"""A trained detector on the real held-out parts. The final weights are judged: nothing is selected here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+FALSE_ALARMS_PER_CLEAN_IMAGE = 0.01
+# Of detections; low, since average precision needs the whole curve.
+MIN_CONFIDENCE = 0.001
+
+
+def recall_at_false_alarms(
+    *,
+    hits: Sequence[np.ndarray],
+    confidences: Sequence[np.ndarray],
+    is_clean: Sequence[bool],
+    num_clean_images: int,
+    num_defects: int,
+    alarms_per_image: float = FALSE_ALARMS_PER_CLEAN_IMAGE,
+) -> tuple[float, float] | None:
+    """Recall at the lowest threshold with at most `alarms_per_image` false alarms per clean image, and the threshold.
+
+    A false alarm is one detection on a clean image. Detections count where their confidence is above the threshold
+    returned; it is 0 where the clean images would bear every detection.
+
+    Args:
+        hits: per test file, bool (N,): the detection finds a defect of its class at IoU 0.5 that none with a higher
+            confidence has found (so that the matching does not depend on the threshold).
+        confidences: per test file, float (N,).
+        is_clean: per test file, whether it was cut from a clean image.
+        num_clean_images: clean images before cutting; with none of them there is no answer, None.
+        num_defects: in the test files; with none there is no answer, None.
+    """
+    if not num_clean_images or not num_defects:
+        return None
+    alarms = np.concatenate([np.zeros(0), *(conf for conf, clean in zip(confidences, is_clean, strict=True) if clean)])
+    # The small number keeps 0.01 * 300 from falling below 3.
+    allowed = int(num_clean_images * alarms_per_image + 1e-9)
+    threshold = float(np.sort(alarms)[::-1][allowed]) if len(alarms) > allowed else 0.0
+    found = sum(int(hit[conf > threshold].sum()) for hit, conf in zip(hits, confidences, strict=True))
+    return found / num_defects, threshold
+
+
+def evaluate(
+    weights: Path,
+    *,
+    task: str,
+    data: Path,
+    imgsz: int,
+    batch: int,
+    device: str,
+    class_names: Sequence[str],
+    clean_stems: Sequence[str],
+    num_clean_images: int,
+    save_dir: Path,
+    on_start: Callable[[Any], None],
+) -> dict[str, Any]:
+    """Box (and mask) AP over the test set, per class, and recall at one false alarm per 100 clean images.
+
+    A class without a defect in the test set has null figures and does not enter the means. Precision and recall are
+    those at the confidence with the best mean F1, which ultralytics picks on the test set itself: for reading, not
+    for comparing.
+    """
+    from ultralytics.models.yolo.detect import DetectionValidator
+    from ultralytics.models.yolo.segment import SegmentationValidator
+
+    detections: dict[str, list[np.ndarray]] = {}
+    base = SegmentationValidator if task == "segment" else DetectionValidator
+
+    class KeepingValidator(base):  # type: ignore[misc, valid-type]
+        """Keeps each file's detections, which `get_stats` drops after use."""
+
+        def get_stats(self) -> dict[str, Any]:
+            detections.update({key: list(self.metrics.stats[key]) for key in ("tp", "conf", "target_cls")})
+            return super().get_stats()
+
+    arguments = {
+        "model": str(weights),
+        "task": task,
+        "mode": "val",
+        "data": str(data),
+        "imgsz": imgsz,
+        "batch": batch,
+        "device": device,
+        "conf": MIN_CONFIDENCE,
+        "plots": False,
+        "verbose": False,
+        "workers": 0,
+        "rect": False,
+    }
+    validator = KeepingValidator(args=arguments, save_dir=save_dir)
+    validator.add_callback("on_val_start", on_start)
+    validator(model=str(weights))
+
+    stems = [Path(name).stem for name in validator.dataloader.dataset.im_files]
+    assert len(stems) == len(detections["conf"]), "the validator did not see every test file once"
+    clean = set(clean_stems)
+    counts = np.bincount(
+        np.concatenate([np.zeros(0), *detections["target_cls"]]).astype(int), minlength=len(class_names)
+    )
+    at_alarms = recall_at_false_alarms(
+        hits=[np.asarray(tp)[:, 0].astype(bool) for tp in detections["tp"]],
+        confidences=detections["conf"],
+        is_clean=[stem in clean for stem in stems],
+        num_clean_images=num_clean_images,
+        num_defects=int(counts.sum()),
+    )
+    metrics = validator.metrics
+    figures = {
+        "map50": float(metrics.box.map50),
+        "map50_95": float(metrics.box.map),
+        "precision": float(metrics.box.mp),
+        "recall": float(metrics.box.mr),
+        "recall_at_fp": at_alarms[0] if at_alarms else None,
+        "confidence_at_fp": at_alarms[1] if at_alarms else None,
+        "mask_map50": float(metrics.seg.map50) if task == "segment" else None,
+        "mask_map50_95": float(metrics.seg.map) if task == "segment" else None,
+    }
+    per_class = _per_class(metrics, class_names, counts, segment=task == "segment")
+    return {**figures, "per_class": per_class, "test_files": len(stems), "test_defects": int(counts.sum())}
+
+
+def _per_class(metrics: Any, class_names: Sequence[str], counts: np.ndarray, *, segment: bool) -> list[dict[str, Any]]:
+    # `ap_class_index` names the classes of the rows; `maps` would fill absent classes with the mean.
+    rows = {int(class_id): row for row, class_id in enumerate(metrics.box.ap_class_index)}
+    table = []
+    for class_id, name in enumerate(class_names):
+        row = rows.get(class_id)
+        entry = {
+            "class": name,
+            "defects": int(counts[class_id]),
+            "ap50": None if row is None else float(metrics.box.ap50[row]),
+            "ap50_95": None if row is None else float(metrics.box.ap[row]),
+        }
+        if segment:
+            entry["mask_ap50"] = None if row is None else float(metrics.seg.ap50[row])
+            entry["mask_ap50_95"] = None if row is None else float(metrics.seg.ap[row])
+        table.append(entry)
+    return table

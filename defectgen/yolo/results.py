@@ -1,0 +1,93 @@
+"""results.json: every arm's figures per seed and their mean, and the table of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from defectgen.recipe import TrainYolo
+from defectgen.yolo.arms import Plan
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+_FIGURES = (
+    "map50",
+    "map50_95",
+    "precision",
+    "recall",
+    "recall_at_fp",
+    "confidence_at_fp",
+    "mask_map50",
+    "mask_map50_95",
+)
+
+
+def collect_results(
+    results: dict[str, list[dict[str, Any]]], *, config: TrainYolo, class_names: Sequence[str], plan: Plan
+) -> dict[str, Any]:
+    """The content of results.json from the result per arm and seed.
+
+    `best` is the arm with the highest mean mAP50-95, and its first seed's weights: not the seed that did best on the
+    test set.
+    """
+    arms: dict[str, dict[str, Any]] = {
+        name: {"seeds": runs, "mean": mean_metrics(runs)} for name, runs in results.items()
+    }
+    best = max(arms, key=lambda name: arms[name]["mean"]["map50_95"])
+    first = results[best][0]
+    return {
+        "profile": config.model_dump(mode="json"),
+        "device": first["device"],
+        "precision": first["precision"],
+        "versions": first["versions"],
+        "classes": list(class_names),
+        "test_images": len({sample.image.path for sample in plan.test}),
+        "test_files": len(plan.test),
+        "test_clean_images": plan.num_clean_images,
+        "arms": arms,
+        "best": {"arm": best, "seed": first["seed"], "weights": first["weights"]},
+    }
+
+
+def mean_metrics(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Means over the seeds, per figure and per class; None where no seed has the figure."""
+    metrics = [run["metrics"] for run in runs]
+    per_class: list[dict[str, Any]] = []
+    tables: list[list[dict[str, Any]]] = [entry["per_class"] for entry in metrics]
+    for rows in zip(*tables, strict=True):
+        figures = [key for key in rows[0] if key not in ("class", "defects")]
+        means = {key: _mean([row[key] for row in rows]) for key in figures}
+        per_class.append({"class": rows[0]["class"], "defects": rows[0]["defects"], **means})
+    return {**{key: _mean([entry[key] for entry in metrics]) for key in _FIGURES}, "per_class": per_class}
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else None
+
+
+def results_table(results: dict[str, Any]) -> Table:
+    """One row per arm: means over the seeds, in percent; a dash where the test set cannot tell."""
+    from rich.table import Table
+
+    num_seeds = max(len(arm["seeds"]) for arm in results["arms"].values())
+    seeds = f"{num_seeds} seeds" if num_seeds > 1 else "1 seed"
+    table = Table(
+        title=f"YOLO on {results['test_images']} real held-out images, {seeds}, percent",
+        caption="recall@FP: share of defects found at one false alarm per 100 clean images",
+    )
+    masks = any(arm["mean"]["mask_map50_95"] is not None for arm in results["arms"].values())
+    table.add_column("arm")
+    headings = ["mAP50", "mAP50-95", "recall@FP"]
+    headings += ["mask mAP50-95"] if masks else []
+    for heading in [*headings, *(f"AP50\n{name}" for name in results["classes"])]:
+        table.add_column(heading, justify="right")
+    for name, arm in results["arms"].items():
+        mean = arm["mean"]
+        values = [mean["map50"], mean["map50_95"], mean["recall_at_fp"]]
+        values += [mean["mask_map50_95"]] if masks else []
+        values += [row["ap50"] for row in mean["per_class"]]
+        style = "bold" if name == results["best"]["arm"] else None
+        table.add_row(name, *("–" if value is None else f"{100 * value:.1f}" for value in values), style=style)
+    return table

@@ -1,0 +1,120 @@
+"""Images cut into square tiles, with their labels: the same rule for real, synthetic and test images.
+
+A label is kept in every tile that holds at least MIN_INSIDE of its box, and always in the tile that holds most of it,
+so that every defect is labelled somewhere. A smaller rest in a neighbouring tile goes unlabelled; the tile is then
+`ambiguous` (unless the rest is a sliver below SLIVER) and cannot serve as clean background.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from defectgen.boxes import area, clip_xyxy, yolo_from_xyxy
+from defectgen.records import XYXY, Annotation, Polygon
+
+MIN_INSIDE = 0.4
+SLIVER = 0.05
+
+
+@dataclass(frozen=True)
+class Tile:
+    """A part of an image.
+
+    Attributes:
+        xyxy: its place in the image, whole pixels.
+        labels: in the tile's own pixels, clipped to it.
+        ambiguous: it shows an unlabelled part of a defect.
+    """
+
+    xyxy: tuple[int, int, int, int]
+    labels: tuple[Annotation, ...] = ()
+    ambiguous: bool = False
+
+    @property
+    def size_wh(self) -> tuple[int, int]:
+        return self.xyxy[2] - self.xyxy[0], self.xyxy[3] - self.xyxy[1]
+
+
+def tile_starts(length: int, side: int | None) -> list[int]:
+    """First pixels of the fewest tiles that cover `length`; the last tile is shifted inward. [0] for `side` None."""
+    if side is None or length <= side:
+        return [0]
+    return [*range(0, length - side, side), length - side]
+
+
+def cut_tiles(annotations: Sequence[Annotation], size_wh: tuple[int, int], side: int | None) -> list[Tile]:
+    """The tiles of an image row by row; one tile, the whole image, for `side` None or a small image."""
+    width, height = size_wh
+    places = [
+        (x, y, min(x + (side or width), width), min(y + (side or height), height))
+        for y in tile_starts(height, side)
+        for x in tile_starts(width, side)
+    ]
+    labels: list[list[Annotation]] = [[] for _ in places]
+    ambiguous = [False] * len(places)
+    for annotation in annotations:
+        whole = area(annotation.xyxy)
+        parts = [_inside(annotation, place) for place in places]
+        shares = [area(part.xyxy) / whole if whole > 0 else 0.0 for part in parts]
+        largest = max(range(len(places)), key=shares.__getitem__)
+        for index, (part, share) in enumerate(zip(parts, shares, strict=True)):
+            if share >= MIN_INSIDE or (index == largest and share > 0):
+                labels[index].append(part)
+            elif share > SLIVER:
+                ambiguous[index] = True
+    return [Tile(place, tuple(kept), flag) for place, kept, flag in zip(places, labels, ambiguous, strict=True)]
+
+
+def _inside(annotation: Annotation, place: tuple[int, int, int, int]) -> Annotation:
+    """The part of the annotation inside `place`, in its pixels."""
+    x, y, x2, y2 = place
+    size_wh = (x2 - x, y2 - y)
+    box = annotation.xyxy
+    clipped = clip_xyxy((box[0] - x, box[1] - y, box[2] - x, box[3] - y), size_wh)
+    polygon = annotation.polygon
+    if polygon is not None:
+        polygon = clip_polygon(tuple((px - x, py - y) for px, py in polygon), (0.0, 0.0, *size_wh))
+    return Annotation(annotation.class_id, clipped, polygon)
+
+
+def clip_polygon(polygon: Polygon, xyxy: XYXY) -> Polygon:
+    """The outline's part inside the box; () where there is none.
+
+    Sutherland and Hodgman 1974: a concave outline that falls apart keeps its parts joined along the box's edge.
+    """
+    points = list(polygon)
+    for axis, sign, limit in ((0, 1, xyxy[0]), (0, -1, xyxy[2]), (1, 1, xyxy[1]), (1, -1, xyxy[3])):
+        kept: list[tuple[float, float]] = []
+        for index, end in enumerate(points):
+            start = points[index - 1]
+            start_over, end_over = sign * (start[axis] - limit), sign * (end[axis] - limit)
+            if (start_over >= 0) != (end_over >= 0):
+                t = start_over / (start_over - end_over)
+                crossing = [start[0] + t * (end[0] - start[0]), start[1] + t * (end[1] - start[1])]
+                # Exactly on the edge, whatever the rounding above.
+                crossing[axis] = limit
+                kept.append((crossing[0], crossing[1]))
+            if end_over >= 0:
+                kept.append(end)
+        points = kept
+    return tuple(points) if len(points) >= 3 else ()
+
+
+def label_text(tile: Tile, *, segment: bool) -> str:
+    """The tile's label file: YOLO box rows, or polygon rows for `segment`; "" for a clean tile."""
+    rows = []
+    for label in tile.labels:
+        if segment:
+            outline = label.polygon or _corners(label.xyxy)
+            values = [value for x, y in outline for value in (x / tile.size_wh[0], y / tile.size_wh[1])]
+        else:
+            values = list(yolo_from_xyxy(label.xyxy, tile.size_wh))
+        rows.append(" ".join([str(label.class_id), *(f"{value:.6f}" for value in values)]))
+    return "".join(f"{row}\n" for row in rows)
+
+
+def _corners(xyxy: XYXY) -> Polygon:
+    # Where a tile cuts off all of an outline but not all of its box.
+    x1, y1, x2, y2 = xyxy
+    return ((x1, y1), (x2, y1), (x2, y2), (x1, y2))

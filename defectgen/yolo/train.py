@@ -1,0 +1,221 @@
+"""`train-yolo`: YOLO11 trained per arm and seed, each in a process of its own, and results.json."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from collections import deque
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from defectgen.errors import RunError, UsageError
+from defectgen.images import sha256_file, write_bytes_atomic
+from defectgen.recipe import TrainYolo
+from defectgen.records import Sources
+from defectgen.seeds import derive_seed
+from defectgen.yolo.arm_files import Progress, read_json, to_json, write_arm, write_test
+from defectgen.yolo.arms import ArmPlan, Plan, is_segment, plan_arms
+from defectgen.yolo.environment import worker_environment
+from defectgen.yolo.results import collect_results
+
+# Raised when a change of the worker makes earlier results incomparable.
+_JOB_VERSION = 1
+_LOG_LINES_SHOWN = 12
+_YAML_MODEL = re.compile(r"yolo11[nsmlx](-seg)?\.yaml")
+
+
+def train_arms(
+    *,
+    config: TrainYolo,
+    sources: Sources,
+    synthetic: dict[str, Path],
+    out: Path,
+    seed: int,
+    progress: Progress,
+) -> dict[str, Any]:
+    """Train and evaluate every arm and seed of `config`; the content of `out`/results.json.
+
+    Finished trainings whose job (settings, lists, images, labels, weights) is unchanged are kept, so that a stopped
+    run continues.
+
+    Args:
+        synthetic: YOLO data-set folder (images/, labels/) per arm other than `real`.
+        out: the run's yolo/ folder.
+        progress: receives one line per step and every few seconds of training.
+
+    Raises:
+        UsageError: the model is neither a YOLO11 .yaml nor a local .pt.
+        DataError: as `plan_arms`.
+        RunError: a training failed; names its log.
+    """
+    model = resolve_model(config.model)
+    plan = plan_arms(config=config, sources=sources, synthetic=synthetic, seed=seed)
+    out = out.absolute()
+    test_digest = write_test(plan, out, progress)
+    results: dict[str, list[dict[str, Any]]] = {}
+    for arm in plan.arms:
+        arm_digest = write_arm(plan, arm, out, sources.class_names, progress)
+        for index in config.seeds:
+            job = _job(plan, arm, config, model, sources.class_names, out, seed=seed, index=index)
+            fingerprint = _fingerprint(job, arm_digest, test_digest)
+            results.setdefault(arm.name, []).append(_run_or_keep(job, fingerprint, arm, out, progress))
+    summary = collect_results(results, config=config, class_names=sources.class_names, plan=plan)
+    write_bytes_atomic(out / "results.json", to_json(summary))
+    return summary
+
+
+def resolve_model(model: str) -> str:
+    """The model as ultralytics is to be told: a name of its own, or the absolute path of local weights.
+
+    Raises:
+        UsageError: it is neither; nothing is ever downloaded.
+    """
+    if model.endswith(".pt"):
+        path = Path(model).expanduser().absolute()
+        if not path.is_file():
+            raise UsageError(
+                f"train_yolo.model: no file {path}; weights are never downloaded: fetch them, give a local path, or "
+                "set yolo11n.yaml for random weights"
+            )
+        return str(path)
+    if not _YAML_MODEL.fullmatch(model):
+        raise UsageError(
+            "train_yolo.model: must be yolo11n.yaml (or s, m, l, x; -seg for outlines) or a local .pt file, "
+            f"got {model!r}"
+        )
+    return model
+
+
+def _job(
+    plan: Plan,
+    arm: ArmPlan,
+    config: TrainYolo,
+    model: str,
+    class_names: Sequence[str],
+    out: Path,
+    *,
+    seed: int,
+    index: int,
+) -> dict[str, Any]:
+    folder = out / arm.slug
+    return {
+        "version": _JOB_VERSION,
+        "task": "segment" if is_segment(config.model) else "detect",
+        "model": model,
+        "data": str(folder / "data.yaml"),
+        "save_dir": str(folder / f"seed{index}"),
+        "epochs": plan.schedule.epochs,
+        "iterations": plan.schedule.iterations,
+        "batch": config.batch,
+        "imgsz": config.imgsz,
+        "learning_rate": config.learning_rate,
+        "torch_seed": derive_seed(seed, "yolo", "train", index) % 2**31,
+        "class_names": list(class_names),
+        "clean_stems": list(plan.clean_stems),
+        "num_clean_images": plan.num_clean_images,
+        "num_test_files": len(plan.test),
+    }
+
+
+def _fingerprint(job: dict[str, Any], arm_digest: str, test_digest: str) -> str:
+    """A hash of everything the result follows from, wherever the run folder lies."""
+    portable = {key: value for key, value in job.items() if key not in ("data", "save_dir", "model")}
+    model = sha256_file(Path(job["model"])) if job["model"].endswith(".pt") else job["model"]
+    return hashlib.sha256(to_json([portable, model, arm_digest, test_digest])).hexdigest()
+
+
+def _run_or_keep(job: dict[str, Any], fingerprint: str, arm: ArmPlan, out: Path, progress: Progress) -> dict[str, Any]:
+    folder = Path(job["save_dir"])
+    label = f"{arm.name}, {folder.name}"
+    weights = folder / "weights" / "last.pt"
+    kept = read_json(folder / "result.json")
+    if kept is not None and kept.get("job_sha256") == fingerprint and weights.is_file():
+        progress(f"{label}: already trained")
+        return kept
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    for cache in (*out.glob("test/*.cache"), *folder.parent.glob("train/*.cache")):
+        # Pickles that ultralytics loads before it checks them.
+        cache.unlink()
+    write_bytes_atomic(folder / "job.json", to_json(job))
+    figures = _run_worker(folder / "job.json", folder.parent / "log.txt", out / ".ultralytics", label, progress)
+    relative = weights.relative_to(out).as_posix()
+    seed_index = int(folder.name.removeprefix("seed"))
+    result = {"arm": arm.name, "seed": seed_index, "job_sha256": fingerprint, "weights": relative, **figures}
+    write_bytes_atomic(folder / "result.json", to_json(result))
+    return result
+
+
+def _run_worker(job: Path, log: Path, config_dir: Path, label: str, progress: Progress) -> dict[str, Any]:
+    config_dir.mkdir(parents=True, exist_ok=True)
+    command = [sys.executable, "-m", "defectgen.yolo.worker", str(job)]
+    result: dict[str, Any] | None = None
+    with log.open("ab") as sink:
+        sink.write(f"== {label}\n".encode())
+        sink.flush()
+        start = sink.tell()
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=sink,
+            # Away from files named like a model or a data set, which ultralytics would take.
+            cwd=job.parent,
+            env=worker_environment(config_dir, os.environ),
+            start_new_session=os.name == "posix",
+            encoding="utf-8",
+            errors="replace",
+        )
+        try:
+            assert process.stdout is not None
+            for line in process.stdout:
+                sink.write(line.encode())
+                sink.flush()
+                event = json.loads(line)
+                if event["event"] == "done":
+                    result = event["result"]
+                else:
+                    progress(f"{label}: {_describe(event)}")
+            code = process.wait()
+        finally:
+            _kill(process)
+    if code != 0 or result is None:
+        raise RunError(f"train-yolo: {label} failed (exit code {code}); {log} ends with:\n{_tail(log, start)}")
+    return result
+
+
+def _kill(process: subprocess.Popen[str]) -> None:
+    """End the worker and its data loaders, if they still run (Ctrl-C, or an error while reading)."""
+    if process.poll() is not None:
+        return
+    if os.name == "posix":
+        os.killpg(process.pid, signal.SIGKILL)
+    else:
+        process.kill()
+    process.wait()
+
+
+def _describe(event: dict[str, Any]) -> str:
+    match event["event"]:
+        case "start":
+            return f"device {event['device']}, {event['precision']}, {event['threads']} threads"
+        case "train":
+            return (
+                f"iteration {event['iteration']}/{event['iterations']}, loss {event['loss']:.3f}, "
+                f"{event['images_per_second']:.1f} images/s"
+            )
+        case _:
+            return f"evaluating on {event['images']} test images"
+
+
+def _tail(log: Path, start: int) -> str:
+    text = log.read_bytes()[start:].decode("utf-8", errors="replace")
+    lines = [line.rstrip() for line in text.replace("\r", "\n").splitlines() if line.strip()]
+    return "\n".join(f"  {line}" for line in deque(lines, maxlen=_LOG_LINES_SHOWN))

@@ -1,0 +1,226 @@
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from defectgen.data.load import load_sources, require_usable
+from defectgen.errors import DataError, UsageError
+from defectgen.images import encode_image, write_bytes_atomic
+from defectgen.recipe import Recipe
+from defectgen.records import Problem, Sources
+
+ROW = "0.5 0.5 0.2 0.2\n"
+
+
+def _write_images(folder: Path, *names: str) -> None:
+    for name in names:
+        write_bytes_atomic(folder / f"{name}.png", encode_image(np.full((60, 80, 3), 90, np.uint8), "png"))
+
+
+def _write_product(root: Path) -> Path:
+    """Four parts with a pit and a scratch each, an unmarked one, and clean images of two of them and of a sixth."""
+    _write_images(root / "images", *(f"p{part}_a" for part in range(5)))
+    (root / "labels").mkdir()
+    for part in range(4):
+        (root / "labels" / f"p{part}_a.txt").write_text(f"0 {ROW}1 {ROW}")
+    (root / "labels" / "p4_a.txt").touch()
+    _write_images(root / "clean", "p0_a", "p1_b", "p5_a")
+    (root / "data.yaml").write_text("names: [pit, scratch]\n")
+    return root
+
+
+def _recipe(root: Path, **data: Any) -> Recipe:
+    fields = {
+        "root": str(root),
+        "train_images": "images",
+        "train_clean": "clean",
+        "group_pattern": r"^(p\d+)_",
+        "test_groups": ["p1"],
+        **data,
+    }
+    return Recipe.model_validate({"name": "test", "data": fields})
+
+
+def _names(sources: Sources) -> dict[str, list[str]]:
+    subsets = ("train", "train_pool", "train_clean", "test", "test_clean")
+    return {subset: [image.name for image in getattr(sources, subset)] for subset in subsets}
+
+
+def _errors(sources: Sources) -> list[str]:
+    return [str(problem) for problem in sources.problems if problem.severity == "error"]
+
+
+def test_sources_are_split_by_group_and_cut_to_the_budget(tmp_path: Path) -> None:
+    sources = load_sources(_recipe(_write_product(tmp_path), max_images=2))
+    assert sources.problems == ()
+    assert sources.class_names == ("pit", "scratch")
+    names = _names(sources)
+    assert len(names["train"]) == 2 and set(names["train"]) < set(names["train_pool"])
+    del names["train"]
+    assert names == {
+        "train_pool": ["p0_a.png", "p2_a.png", "p3_a.png"],
+        "train_clean": ["p0_a.png", "p4_a.png", "p5_a.png"],
+        "test": ["p1_a.png"],
+        "test_clean": ["p1_b.png"],
+    }
+    require_usable(sources)
+
+
+def test_named_test_folders_are_read_and_nothing_is_split(tmp_path: Path) -> None:
+    root = _write_product(tmp_path)
+    _write_images(root / "held" / "images", "p8_a", "p9_a")
+    (root / "held" / "labels").mkdir()
+    (root / "held" / "labels" / "p8_a.txt").write_text(f"0 {ROW}")
+    (root / "held" / "labels" / "p9_a.txt").touch()
+    _write_images(root / "held" / "clean", "p9_a")
+    sources = load_sources(_recipe(root, test_groups=[], test_images="held/images", test_clean="held/clean"))
+    names = _names(sources)
+    assert sources.problems == ()
+    assert len(names["train_pool"]) == 4 and len(names["train_clean"]) == 4
+    assert names["test"] == ["p8_a.png"]
+    # Two files of one name stay apart.
+    assert names["test_clean"] == ["clean/p9_a.png", "images/p9_a.png"]
+
+
+def test_test_images_of_a_training_group_are_a_leak(tmp_path: Path) -> None:
+    root = _write_product(tmp_path)
+    _write_images(root / "held" / "images", "p3_b")
+    write_bytes_atomic(root / "held" / "labels" / "p3_b.txt", f"0 {ROW}".encode())
+    sources = load_sources(_recipe(root, test_groups=[], test_images="held/images"))
+    assert _errors(sources) == [
+        "data.test_images: group 'p3': leaks: 1 for training, 1 held out; "
+        "move them to one side: a detector is not tested on what it was trained on"
+    ]
+
+
+def test_every_missing_folder_is_named_with_its_field_at_once(tmp_path: Path) -> None:
+    with pytest.raises(DataError) as caught:
+        load_sources(_recipe(_write_product(tmp_path), train_images="imgs", test_clean="gone"))
+    assert str(caught.value) == (
+        f"data.train_images: no such folder {tmp_path}/imgs; correct the name, or put the data there\n"
+        f"data.test_clean: no such folder {tmp_path}/gone; correct the name, or put the data there"
+    )
+    with pytest.raises(DataError, match=r"data\.root: no such folder .*/nowhere; correct it, or put the data there"):
+        load_sources(_recipe(tmp_path / "nowhere"))
+
+
+def test_unknown_test_group_reaches_the_user_as_usage_error(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="no image is of the group 'p7'; known are p0, p1, p2, p3, p4, p5"):
+        load_sources(_recipe(_write_product(tmp_path), test_groups=["p7"]))
+
+
+def test_faults_of_files_are_collected_and_raised_together(tmp_path: Path) -> None:
+    root = _write_product(tmp_path)
+    (root / "labels" / "p0_a.txt").write_text(f"7 {ROW}")
+    (root / "clean" / "p5_a.png").write_bytes(b"")
+    sources = load_sources(_recipe(root))
+    with pytest.raises(DataError) as caught:
+        require_usable(sources)
+    assert str(caught.value).split("\n") == [
+        f"{root}/labels/p0_a.txt: row 1: class 7 is not one of 0 to 1; correct it, or add the class to the class names",
+        f"{root}/clean/p5_a.png: the file is empty (0 bytes); export it again or remove it",
+    ]
+
+
+def test_class_without_a_defect_is_named_with_the_remedy(tmp_path: Path) -> None:
+    root = _write_product(tmp_path)
+    (root / "data.yaml").write_text("names: [pit, scratch, dent]\n")
+    assert _errors(load_sources(_recipe(root))) == [
+        "data.train_images: class 2 'dent': has no marked defect in the 3 training images; "
+        "mark some, or remove it from the class names"
+    ]
+
+
+def test_class_lost_to_the_budget_is_told_from_one_never_marked(tmp_path: Path) -> None:
+    root = _write_product(tmp_path)
+    for part, class_id in ((0, 0), (2, 1), (3, 1)):
+        (root / "labels" / f"p{part}_a.txt").write_text(f"{class_id} {ROW}")
+    assert _errors(load_sources(_recipe(root, max_images=1))) == [
+        "data.train_images: class 1 'scratch': has no marked defect in the budget of images (1), but 2 outside it; "
+        "raise data.max_images"
+    ]
+
+
+def test_no_training_image_and_no_clean_image_are_errors(tmp_path: Path) -> None:
+    root = _write_product(tmp_path)
+    sources = load_sources(_recipe(root, test_groups=["p0", "p1", "p2", "p3", "p4", "p5"]))
+    assert _errors(sources) == [
+        "data.train_images: no image with a marked defect is left for training, got 0; "
+        "mark some, or hold out fewer groups",
+        "data.train_clean: no clean image is left for training, got 0; add some, or set data.base: defective",
+    ]
+
+
+def test_base_defective_needs_no_clean_image(tmp_path: Path) -> None:
+    root = _write_product(tmp_path)
+    (root / "images" / "p4_a.png").unlink()
+    (root / "labels" / "p4_a.txt").unlink()
+    sources = load_sources(_recipe(root, base="defective", train_clean=None))
+    assert sources.problems == () and sources.train_clean == ()
+
+
+def test_marked_image_among_the_clean_ones_is_an_error(tmp_path: Path) -> None:
+    root = _write_product(tmp_path)
+    sources = load_sources(_recipe(root, train_clean="images"))
+    assert len(_errors(sources)) == 4
+    assert _errors(sources)[0] == (
+        f"{root}/images/p0_a.png: is named as clean, but has 2 marked defects; "
+        "keep clean images in a folder of their own"
+    )
+    # The unmarked image was found twice and is there once.
+    assert _names(sources)["train_clean"].count("p4_a.png") == 1
+
+
+def test_long_list_of_errors_is_cut_with_its_count(tmp_path: Path) -> None:
+    problems = tuple(Problem("error", f"{index}.txt", "", "is wrong", "fix it") for index in range(23))
+    sources = replace(load_sources(_recipe(_write_product(tmp_path))), problems=problems)
+    with pytest.raises(DataError) as caught:
+        require_usable(sources)
+    lines = str(caught.value).split("\n")
+    assert len(lines) == 21
+    assert lines[19:] == ["19.txt: is wrong; fix it", "... and 3 more errors, 23 in all"]
+
+
+def test_demo_is_written_once_and_read_like_other_data(tmp_path: Path) -> None:
+    demo = {"defects_per_class": 1, "clean_parts": 2, "test_parts": 2, "size_px": 128}
+    recipe = Recipe.model_validate({"name": "demo", "data": {"demo": demo}})
+    sources = load_sources(recipe, tmp_path / "demo")
+    require_usable(sources)
+    assert len(sources.train_clean) == 2
+    assert len(sources.test) == len(sources.test_clean) == 1
+    assert {mark.class_id for image in sources.train for mark in image.annotations} == set(
+        range(len(sources.class_names))
+    )
+    # Read again: what lies there is used as it is.
+    (tmp_path / "demo" / "train" / "clean" / sources.train_clean[0].name).unlink()
+    assert len(load_sources(recipe, tmp_path / "demo").train_clean) == 1
+
+
+@pytest.mark.shared_data
+def test_real_set_with_twins_and_a_budget_is_usable() -> None:
+    root = os.environ.get("DEFECTGEN_DATA")
+    if not root or not (Path(root) / "deeppcb").is_dir():
+        pytest.skip("DEFECTGEN_DATA names no folder with deeppcb: the real inspection sets are absent")
+    recipe = _recipe(
+        Path(root) / "deeppcb",
+        train_images="train/images",
+        train_clean="train/clean",
+        test_images="test/images",
+        test_clean="test/clean",
+        test_groups=[],
+        group_pattern=r"^(\d+)_",
+        per_class=20,
+    )
+    sources = load_sources(recipe)
+    assert sources.problems == ()
+    assert (len(sources.train_pool), len(sources.train_clean)) == (327, 327)
+    assert (len(sources.test), len(sources.test_clean)) == (74, 74)
+    for class_id in range(6):
+        drawn = [mark for image in sources.train for mark in image.annotations if mark.class_id == class_id]
+        assert len(drawn) >= 20
+    assert len(sources.train) < 60

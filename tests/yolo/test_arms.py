@@ -1,0 +1,181 @@
+import json
+
+import numpy as np
+import pytest
+
+from defectgen.errors import DataError
+from defectgen.images import read_rgb
+from defectgen.recipe import TrainYolo
+from defectgen.records import Sources
+from defectgen.yolo.arm_files import write_arm, write_test
+from defectgen.yolo.arms import draw, make_schedule, plan_arms
+
+ARMS = ["real", "real+copy-paste", "real+defectgen"]
+
+
+@pytest.fixture
+def plan_with(tmp_path, make_sources, make_synthetic):
+    def plan(**settings):
+        config = TrainYolo(**{"iterations": 40, "batch": 10, "arms": ARMS, **settings})
+        synthetic = {
+            "real+copy-paste": make_synthetic(tmp_path / "pasted", 7, seed=7),
+            "real+defectgen": make_synthetic(tmp_path / "generated", 11, seed=8),
+        }
+        sources = make_sources(tmp_path / "sources")
+        return plan_arms(config=config, sources=sources, synthetic=synthetic, seed=5)
+
+    return plan
+
+
+def _totals(arm):
+    return {
+        origin: sum(count for sample, count in arm.counts if sample.origin == origin)
+        for origin in ("real", "synthetic", "clean")
+    }
+
+
+def test_arms_have_equal_lists_and_the_stated_shares(plan_with):
+    plan = plan_with()
+    assert plan.schedule.list_length == 100  # ten batches of ten, four rounds
+    assert plan.schedule.epochs == 4
+    assert [_totals(arm) for arm in plan.arms] == [
+        {"real": 80, "synthetic": 0, "clean": 20},
+        {"real": 40, "synthetic": 40, "clean": 20},
+        {"real": 40, "synthetic": 40, "clean": 20},
+    ]
+
+
+def test_real_share_is_kept(plan_with):
+    plan = plan_with(real_share=0.75, clean_share=0.0)
+    assert _totals(plan.arms[1]) == {"real": 75, "synthetic": 25, "clean": 0}
+
+
+def test_every_arm_has_the_same_background_and_real_images(plan_with):
+    plan = plan_with()
+    background = [[pair for pair in arm.counts if pair[0].origin == "clean"] for arm in plan.arms]
+    assert background[0] == background[1] == background[2]
+    real = [[pair for pair in arm.counts if pair[0].origin == "real"] for arm in plan.arms]
+    assert {sample for sample, _ in real[0]} == {sample for sample, _ in real[1]} == {sample for sample, _ in real[2]}
+    assert real[1] == real[2]
+
+
+def test_samples_are_repeated_evenly():
+    counts = dict(draw(["a", "b", "c"], 8, np.random.default_rng(0)))
+    assert sorted(counts.values()) == [2, 3, 3]
+    assert len(draw(list(range(10)), 4, np.random.default_rng(0))) == 4
+
+
+def test_clean_images_of_a_synthetic_set_are_not_used(plan_with):
+    plan = plan_with()
+    assert plan.arms[1].available == {"real": 5, "clean": 3, "synthetic": 7}
+
+
+def test_no_test_file_is_in_an_arm(plan_with):
+    plan = plan_with()
+    held_out = {sample.image.path for sample in plan.test}
+    assert len(held_out) == 5
+    for arm in plan.arms:
+        assert not held_out & {sample.image.path for sample, _ in arm.counts}
+
+
+def test_test_image_copied_into_training_is_refused(tmp_path, make_sources):
+    sources = make_sources(tmp_path / "sources")
+    sources.test[0].path.write_bytes(sources.train[0].path.read_bytes())
+    with pytest.raises(DataError, match=r"test0\.png: is a test image and the same as the training image .*train0"):
+        plan_arms(config=TrainYolo(arms=["real"]), sources=sources, synthetic={}, seed=0)
+
+
+def test_without_clean_images_all_samples_are_defective(tmp_path, make_sources):
+    sources = make_sources(tmp_path / "sources")
+    bare = Sources(sources.class_names, sources.train, sources.train, (), sources.test, ())
+    plan = plan_arms(config=TrainYolo(arms=["real"], iterations=8, batch=5), sources=bare, synthetic={}, seed=0)
+    assert _totals(plan.arms[0]) == {"real": 10, "synthetic": 0, "clean": 0}
+
+
+def test_empty_tiles_of_defective_images_are_background(tmp_path, make_sources):
+    sources = make_sources(tmp_path / "sources", size=128)
+    config = TrainYolo(arms=["real"], tile_px=64, iterations=8, batch=8)
+    plan = plan_arms(config=config, sources=sources, synthetic={}, seed=0)
+    arm = plan.arms[0]
+    assert 12 < arm.available["clean"] <= 12 + 15
+    assert len(plan.test) == 5 * 4
+    assert len(plan.clean_stems) == 2 * 4 and plan.num_clean_images == 2
+
+
+def test_files_lists_and_samples_json_agree(tmp_path, plan_with):
+    plan = plan_with()
+    out = tmp_path / "yolo"
+    for arm in plan.arms:
+        write_arm(plan, arm, out, ("scratch", "spot"), lambda line: None)
+    folder = out / "real-defectgen"
+    record = json.loads((folder / "samples.json").read_text())
+    listed = (folder / "train.txt").read_text().splitlines()
+    assert len(listed) == 100 == sum(entry["count"] for entry in record["files"])
+    for entry in record["files"]:
+        assert listed.count(f"./train/images/{entry['file']}") == entry["count"]
+        label = (folder / "train/labels" / entry["file"]).with_suffix(".txt").read_text()
+        assert label.splitlines() == entry["labels"]
+        assert (label == "") == (entry["origin"] == "clean")
+    assert record["counts"] == {"real": 40, "synthetic": 40, "clean": 20}
+    assert len(list((folder / "train/images").iterdir())) == len(record["files"]) == 5 + 11 + 3
+
+
+def test_tile_files_hold_the_pixels_of_their_place(tmp_path, make_sources):
+    sources = make_sources(tmp_path / "sources", size=100)
+    config = TrainYolo(arms=["real"], tile_px=64, iterations=8, batch=8)
+    plan = plan_arms(config=config, sources=sources, synthetic={}, seed=0)
+    write_test(plan, tmp_path / "yolo", lambda line: None)
+    whole = read_rgb(sources.test[0].path)
+    tile = read_rgb(tmp_path / "yolo/test/images/real-00000-x36-y0.png")
+    assert np.array_equal(tile, whole[:64, 36:])
+
+
+def test_written_folder_is_kept_until_the_plan_changes(tmp_path, plan_with):
+    plan = plan_with()
+    lines: list[str] = []
+    for _ in range(2):
+        write_arm(plan, plan.arms[0], tmp_path / "yolo", ("scratch", "spot"), lines.append)
+    assert lines == ["real: writing 8 images"]
+
+
+@pytest.mark.parametrize(
+    ("iterations", "needed", "batches", "epochs"),
+    [(300, 0, 30, 10), (468, 0, 26, 18), (300, 50, 50, 6), (300, 500, 75, 4), (5, 0, 2, 3), (1, 0, 1, 1)],
+)
+def test_schedule_divides_the_iterations(iterations, needed, batches, epochs):
+    schedule = make_schedule(iterations, 16, needed)
+    assert (schedule.batches_per_epoch, schedule.epochs) == (batches, epochs)
+
+
+@pytest.mark.parametrize(
+    ("rows", "fault"),
+    [
+        ("2 0.5 0.5 0.2 0.2\n", "the class must be within 0 to 1"),
+        ("0 0.5 0.5\n", "a class and 4 box values"),
+        ("0 0.5 0.5 0.2 x\n", "could not convert"),
+        ("", "holds no labelled image"),
+    ],
+)
+def test_unusable_synthetic_labels_are_errors(tmp_path, rows, fault, make_sources, make_synthetic):
+    synthetic = {"real+defectgen": make_synthetic(tmp_path / "set", 2, rows=rows)}
+    config = TrainYolo(arms=["real+defectgen"])
+    with pytest.raises(DataError, match=fault):
+        plan_arms(config=config, sources=make_sources(tmp_path / "sources"), synthetic=synthetic, seed=0)
+
+
+def test_arm_without_its_data_set_is_an_error(tmp_path, make_sources):
+    with pytest.raises(DataError, match=r"real\+defectgen needs a synthetic data set"):
+        plan_arms(config=TrainYolo(arms=ARMS[::2]), sources=make_sources(tmp_path / "sources"), synthetic={}, seed=0)
+
+
+def test_empty_test_set_is_an_error(tmp_path, make_sources):
+    sources = make_sources(tmp_path / "sources")
+    bare = Sources(sources.class_names, sources.train, sources.train, sources.train_clean, (), ())
+    with pytest.raises(DataError, match="the test set is empty"):
+        plan_arms(config=TrainYolo(arms=["real"]), sources=bare, synthetic={}, seed=0)
+
+
+def test_segmentation_model_needs_outlines(tmp_path, make_sources):
+    config = TrainYolo(arms=["real"], model="yolo11n-seg.yaml")
+    with pytest.raises(DataError, match="boxes without an outline"):
+        plan_arms(config=config, sources=make_sources(tmp_path / "sources"), synthetic={}, seed=0)

@@ -1,0 +1,96 @@
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from defectgen.boxes import area
+from defectgen.records import Annotation
+from defectgen.yolo.tiles import Tile, clip_polygon, cut_tiles, label_text, tile_starts
+
+
+def test_tiles_cover_and_last_is_shifted_inward():
+    assert tile_starts(640, 320) == [0, 320]
+    assert tile_starts(700, 320) == [0, 320, 380]
+    assert tile_starts(300, 320) == [0]
+    assert tile_starts(300, None) == [0]
+
+
+@given(st.integers(1, 2000), st.integers(1, 500))
+def test_every_pixel_is_in_a_tile(length, side):
+    starts = tile_starts(length, side)
+    covered = {pixel for start in starts for pixel in range(start, min(start + side, length))}
+    assert covered == set(range(length))
+
+
+def test_no_tile_side_gives_the_whole_image():
+    annotation = Annotation(1, (10, 20, 30, 40))
+    assert cut_tiles([annotation], (100, 50), None) == [Tile((0, 0, 100, 50), (annotation,))]
+
+
+def test_box_cut_in_half_is_labelled_in_both_tiles():
+    # 40 px wide, 20 in each tile.
+    left, right = cut_tiles([Annotation(0, (300, 10, 340, 30))], (640, 320), 320)
+    assert left.labels == (Annotation(0, (300, 10, 320, 30)),)
+    assert right.labels == (Annotation(0, (0, 10, 20, 30)),)
+    assert not left.ambiguous and not right.ambiguous
+
+
+def test_smaller_rest_is_unlabelled_and_makes_its_tile_ambiguous():
+    # 30 of 40 px left of the border: 75 and 25 percent.
+    left, right = cut_tiles([Annotation(0, (290, 10, 330, 30))], (640, 320), 320)
+    assert left.labels == (Annotation(0, (290, 10, 320, 30)),)
+    assert not left.ambiguous
+    assert right.labels == () and right.ambiguous
+
+
+def test_sliver_does_not_make_a_tile_ambiguous():
+    # 1 of 40 px: 2.5 percent.
+    _, right = cut_tiles([Annotation(0, (281, 10, 321, 30))], (640, 320), 320)
+    assert right.labels == () and not right.ambiguous
+
+
+def test_defect_across_four_tiles_is_labelled_where_most_of_it_lies():
+    # 22 x 22 of 40 x 40 is 30 percent, below the share, but the most there is.
+    tiles = cut_tiles([Annotation(0, (298, 298, 338, 338))], (640, 640), 320)
+    assert [len(tile.labels) for tile in tiles] == [1, 0, 0, 0]
+    assert tiles[0].labels[0].xyxy == (298, 298, 320, 320)
+    assert [tile.ambiguous for tile in tiles] == [False, True, True, True]
+
+
+@given(st.floats(0, 600), st.floats(0, 600), st.floats(1, 300), st.floats(1, 300))
+def test_every_defect_is_labelled_inside_its_tile(x, y, width, height):
+    box = (x, y, min(x + width, 640), min(y + height, 640))
+    tiles = cut_tiles([Annotation(0, box)], (640, 640), 256)
+    labels = [(tile, label) for tile in tiles for label in tile.labels]
+    assert labels
+    for tile, label in labels:
+        assert 0 <= label.xyxy[0] < label.xyxy[2] <= tile.size_wh[0]
+        assert 0 <= label.xyxy[1] < label.xyxy[3] <= tile.size_wh[1]
+        assert area(label.xyxy) <= area(box) * (1 + 1e-9)
+
+
+def test_polygon_is_clipped_at_the_tile():
+    # A diamond around (320, 50): its right half in the second tile.
+    diamond = ((300.0, 50.0), (320.0, 30.0), (340.0, 50.0), (320.0, 70.0))
+    _, right = cut_tiles([Annotation(0, (300, 30, 340, 70), diamond)], (640, 320), 320)
+    assert set(right.labels[0].polygon) == {(0.0, 30.0), (20.0, 50.0), (0.0, 70.0)}
+
+
+def test_polygon_outside_vanishes():
+    assert clip_polygon(((0, 0), (5, 0), (5, 5)), (10, 10, 20, 20)) == ()
+
+
+def test_label_rows_are_fractions_of_the_tile():
+    tile = Tile((320, 0, 640, 160), (Annotation(3, (80, 40, 160, 120)),))
+    assert label_text(tile, segment=False) == "3 0.375000 0.500000 0.250000 0.500000\n"
+    assert label_text(Tile((0, 0, 8, 8)), segment=False) == ""
+
+
+def test_polygon_rows_for_a_segmentation_model():
+    tile = Tile((0, 0, 100, 50), (Annotation(1, (10, 10, 50, 25), ((10, 10), (50, 10), (50, 25))),))
+    assert label_text(tile, segment=True) == "1 0.100000 0.200000 0.500000 0.200000 0.500000 0.500000\n"
+    assert label_text(tile, segment=False).split() == ["1", *(f"{v:.6f}" for v in (0.3, 0.35, 0.4, 0.3))]
+
+
+@pytest.mark.parametrize("side", [None, 64])
+def test_image_smaller_than_a_tile_stays_whole(side):
+    assert cut_tiles([], (64, 48), side) == [Tile((0, 0, 64, 48))]

@@ -1,0 +1,148 @@
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from defectgen.errors import RunError, UsageError
+from defectgen.recipe import TrainYolo
+from defectgen.yolo.environment import _container_cores, num_threads, worker_environment
+from defectgen.yolo.results import mean_metrics, results_table
+from defectgen.yolo.train import resolve_model, train_arms
+
+
+def test_missing_weights_are_not_downloaded(tmp_path):
+    with pytest.raises(UsageError, match=r"no file .*yolo11n\.pt; weights are never downloaded"):
+        resolve_model(str(tmp_path / "yolo11n.pt"))
+
+
+@pytest.mark.parametrize("model", ["yolov8n.yaml", "yolo11n", "https://example.org/yolo11n.yaml", "yolo11n-pose.yaml"])
+def test_other_models_are_refused(model):
+    with pytest.raises(UsageError, match=r"train_yolo\.model: must be yolo11n\.yaml"):
+        resolve_model(model)
+
+
+@pytest.mark.parametrize("size", "nsmlx")
+def test_every_size_is_accepted(size):
+    assert resolve_model(f"yolo11{size}.yaml") == f"yolo11{size}.yaml"
+    assert resolve_model(f"yolo11{size}-seg.yaml") == f"yolo11{size}-seg.yaml"
+
+
+def test_worker_is_offline_and_no_rank_of_a_launcher(tmp_path):
+    environment = worker_environment(tmp_path, {"RANK": "1", "LOCAL_RANK": "1", "PATH": "/bin"})
+    assert environment["YOLO_OFFLINE"] == "1"
+    assert environment["YOLO_CONFIG_DIR"] == str(tmp_path)
+    assert environment["OMP_NUM_THREADS"] == str(num_threads({}))
+    assert environment["PATH"] == "/bin"
+    assert "RANK" not in environment and "LOCAL_RANK" not in environment
+
+
+def test_threads_are_those_asked_for_or_all_allowed(tmp_path):
+    assert num_threads({"OMP_NUM_THREADS": "3"}) == 3
+    assert num_threads({"OMP_NUM_THREADS": "many"}) == num_threads({}) >= 1
+    limit = tmp_path / "cpu.max"
+    limit.write_text("250000 100000\n")
+    assert _container_cores(limit) == 2
+    limit.write_text("max 100000\n")
+    assert _container_cores(limit) > 1000
+
+
+def test_train_module_imports_neither_ultralytics_nor_torch():
+    code = "import sys, defectgen.yolo.train; print([m for m in ('torch', 'ultralytics') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def _run(map50, spot, recall_at_fp=None):
+    rows = [
+        {"class": "scratch", "defects": 3, "ap50": map50, "ap50_95": 0.1},
+        {"class": "spot", "defects": 0, "ap50": spot, "ap50_95": None},
+    ]
+    figures = dict.fromkeys(("precision", "recall", "confidence_at_fp", "mask_map50", "mask_map50_95"), None)
+    return {"metrics": {**figures, "map50": map50, "map50_95": 0.2, "recall_at_fp": recall_at_fp, "per_class": rows}}
+
+
+def test_means_over_seeds_leave_out_what_is_not_known():
+    mean = mean_metrics([_run(0.4, None, 0.5), _run(0.6, None)])
+    assert mean["map50"] == pytest.approx(0.5)
+    assert mean["recall_at_fp"] == 0.5
+    assert mean["mask_map50"] is None
+    assert [row["ap50"] for row in mean["per_class"]] == [pytest.approx(0.5), None]
+
+
+def test_table_shows_percent_and_a_dash_for_the_unknown():
+    runs = [_run(0.4, None)]
+    arms = {"real": {"seeds": runs, "mean": mean_metrics(runs)}}
+    results = {"arms": arms, "classes": ["scratch", "spot"], "test_images": 3, "best": {"arm": "real"}}
+    table = results_table(results)
+    assert [next(iter(column.cells)) for column in table.columns] == ["real", "40.0", "20.0", "–", "40.0", "–"]
+
+
+def test_failing_worker_shows_the_end_of_its_log(tmp_path, make_sources):
+    broken = tmp_path / "broken.pt"
+    broken.write_bytes(b"no weights")
+    config = TrainYolo(arms=["real"], model=str(broken), imgsz=64, iterations=4, batch=4)
+    sources = make_sources(tmp_path / "sources")
+    with pytest.raises(RunError, match=r"real, seed0 failed \(exit code 1\); .*log\.txt ends with") as caught:
+        train_arms(
+            config=config, sources=sources, synthetic={}, out=tmp_path / "yolo", seed=0, progress=lambda line: None
+        )
+    assert "Error" in str(caught.value)
+    assert not (tmp_path / "yolo/results.json").exists()
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("model", ["yolo11n.yaml", "yolo11n-seg.yaml"])
+def test_arms_are_trained_evaluated_and_kept(tmp_path, make_sources, make_synthetic, model):
+    segment = "-seg" in model
+    rows = "0 0.375 0.375 0.625 0.375 0.625 0.625\n" if segment else "0 0.5 0.5 0.25 0.25\n"
+    config = TrainYolo(model=model, arms=["real", "real+defectgen"], imgsz=64, iterations=5, batch=4)
+    arguments = {
+        "config": config,
+        "sources": make_sources(tmp_path / "sources", polygons=segment),
+        "synthetic": {"real+defectgen": make_synthetic(tmp_path / "set", 3, rows=rows)},
+        "out": tmp_path / "yolo",
+        "seed": 0,
+    }
+    lines: list[str] = []
+    results = train_arms(**arguments, progress=lines.append)
+    assert json.loads((tmp_path / "yolo/results.json").read_text()) == results
+    assert list(results["arms"]) == ["real", "real+defectgen"]
+    for arm in results["arms"].values():
+        (run,) = arm["seeds"]
+        assert run["training"]["iterations"] == 5
+        assert 0 <= run["metrics"]["map50"] <= 1
+        assert (run["metrics"]["mask_map50"] is not None) == segment
+        # The second class stands in one of three held-out images, the first in two.
+        assert [row["defects"] for row in run["metrics"]["per_class"]] == [2, 1]
+        assert run["metrics"]["recall_at_fp"] is not None
+    assert (tmp_path / "yolo" / results["best"]["weights"]).is_file()
+    assert any("iteration 5/5" in line for line in lines)
+
+    lines.clear()
+    assert train_arms(**arguments, progress=lines.append) == results
+    assert lines == ["real, seed0: already trained", "real+defectgen, seed0: already trained"]
+
+    lines.clear()
+    changed = {**arguments, "config": config.model_copy(update={"learning_rate": 0.001, "arms": ["real"]})}
+    if not segment:
+        train_arms(**changed, progress=lines.append)
+        assert "real, seed0: already trained" not in lines and any("evaluating" in line for line in lines)
+
+
+@pytest.mark.long
+@pytest.mark.skipif(os.name != "posix", reason="process groups")
+def test_interrupt_ends_the_worker(tmp_path, make_sources):
+    config = TrainYolo(arms=["real"], imgsz=64, iterations=1000, batch=4)
+    sources = make_sources(tmp_path / "sources")
+
+    def interrupt(line: str) -> None:
+        if "iteration" in line:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train_arms(config=config, sources=sources, synthetic={}, out=tmp_path / "yolo", seed=0, progress=interrupt)
+    listing = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True).stdout
+    assert str(tmp_path / "yolo") not in listing
+    assert not (tmp_path / "yolo/real/seed0/result.json").exists()
