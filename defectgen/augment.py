@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import albumentations as A
 import cv2
 import numpy as np
 
 from defectgen.crops import Crop, centre, region_of
 from defectgen.seeds import derive_seed, numpy_rng
+
+# Without it, the import asks PyPI for a newer version.
+os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"
+import albumentations as A
 
 
 @dataclass(frozen=True)

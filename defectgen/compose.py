@@ -26,6 +26,8 @@ from defectgen.windows import Window, crop_window, resize
 
 # Windows drawn together. Fixed, since the size of a batch changes the last bits of what is drawn in it.
 MICRO_BATCH = 4
+# Of so many real defects, each with its best places, the one whose place fits best is followed.
+MODELS_TRIED = 3
 
 
 @dataclass
@@ -109,22 +111,14 @@ def _fill(
         candidates: list[tuple[int, Placement]] = []
         for number in range(MICRO_BATCH):
             slot = number % len(wanted)
-            class_id = wanted[slot]
-            others = [placement.asked_xyxy for other, placement in candidates if other != slot]
-            placement = find_place(
-                canvas.image,
-                studio.models,
-                by_class[class_id][int(rng.integers(len(by_class[class_id])))],
-                turn=draw_turn(rng, flip=recipe.place.flip, rotate_deg=recipe.place.rotate_deg),
-                scale=float(rng.uniform(*recipe.place.scale)),
-                taken=[*canvas.kept, *(one.label_xyxy for one in canvas.placed), *others],
-                max_overlap=recipe.place.max_overlap,
-                allowed=allowed,
-                top=recipe.place.top,
-                rng=rng,
-            )
+            taken = [
+                *canvas.kept,
+                *(one.label_xyxy for one in canvas.placed),
+                *(placement.asked_xyxy for other, placement in candidates if other != slot),
+            ]
+            placement = _place(recipe, studio, canvas.image, by_class[wanted[slot]], taken, allowed, rng)
             if placement is None:
-                rejected.append(Rejection(class_id, "no free place", "every place is taken, denied or outside"))
+                rejected.append(Rejection(wanted[slot], "no free place", "every place is taken, denied or outside"))
             else:
                 candidates.append((slot, placement))
         if not candidates:
@@ -143,6 +137,35 @@ def _fill(
                 filled.add(slot)
         wanted = [class_id for slot, class_id in enumerate(wanted) if slot not in filled]
     return canvas
+
+
+def _place(
+    recipe: Recipe,
+    studio: Studio,
+    image: np.ndarray,
+    numbers: Sequence[int],
+    taken: Sequence[XYXY],
+    allowed: np.ndarray | None,
+    rng: np.random.Generator,
+) -> Placement | None:
+    """The best of a few placements, each after another real defect of the class (`numbers` into studio.models)."""
+    tried = [
+        find_place(
+            image,
+            studio.models,
+            numbers[int(rng.integers(len(numbers)))],
+            turn=draw_turn(rng, flip=recipe.place.flip, rotate_deg=recipe.place.rotate_deg),
+            scale=float(rng.uniform(*recipe.place.scale)),
+            taken=taken,
+            max_overlap=recipe.place.max_overlap,
+            allowed=allowed,
+            top=recipe.place.top,
+            rng=rng,
+        )
+        for _ in range(MODELS_TRIED)
+    ]
+    found = [placement for placement in tried if placement is not None]
+    return min(found, key=lambda placement: placement.difference, default=None)
 
 
 @dataclass(frozen=True)

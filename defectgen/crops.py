@@ -73,7 +73,11 @@ def defect_crops(
             crops.append(
                 Crop(
                     image=_scaled(image, window, window_px),
-                    mask=_scaled(annotation_mask(annotation, item.size_wh), window, window_px),
+                    mask=_scaled(
+                        _thickened(annotation_mask(annotation, item.size_wh), window.side / window_px),
+                        window,
+                        window_px,
+                    ),
                     class_id=annotation.class_id,
                     source=item.name,
                     annotation=index,
@@ -101,7 +105,7 @@ def clean_crops(
         image = read_rgb(item.path)
         width, height = item.size_wh
         for _ in range(per_image):
-            side = defects[rng.integers(len(defects))].window.side
+            side = defects[int(rng.integers(len(defects)))].window.side
             center = (rng.uniform(0, width), rng.uniform(0, height))
             window = window_at(center, min(side, width, height), item.size_wh)
             if any(_intersects(window.xyxy, annotation.xyxy) for annotation in item.annotations):
@@ -124,11 +128,32 @@ def annotation_mask(annotation: Annotation, size_wh: tuple[int, int]) -> np.ndar
     return mask
 
 
-def _scaled(image: np.ndarray, window: Window, window_px: int) -> np.ndarray:
-    out_px = crop_side(window_px)
-    side = round(window.side * out_px / window_px)
+def with_surroundings(window: Window, window_px: int) -> Window:
+    """The window of a whole crop, from the window of its defect."""
+    side = round(window.side * crop_side(window_px) / window_px)
     pad = (side - window.side) // 2
-    return resize(crop_window(image, Window(window.x - pad, window.y - pad, side)), out_px)
+    return Window(window.x - pad, window.y - pad, side)
+
+
+def own_mask(crop: Crop, window_px: int) -> np.ndarray:
+    """The crop's mask without the defect's mirror images beyond the edges of its image."""
+    side = crop_side(window_px)
+    x1, y1, x2, y2 = with_surroundings(crop.window, window_px).to_window(crop.xyxy, side)
+    own = np.zeros_like(crop.mask)
+    box = np.s_[max(int(y1), 0) : int(np.ceil(y2)), max(int(x1), 0) : int(np.ceil(x2))]
+    own[box] = crop.mask[box]
+    return own
+
+
+def _scaled(image: np.ndarray, window: Window, window_px: int) -> np.ndarray:
+    return resize(crop_window(image, with_surroundings(window, window_px)), crop_side(window_px))
+
+
+def _thickened(mask: np.ndarray, grain_px: float) -> np.ndarray:
+    """`mask` with what is thinner than a pixel of the generator widened to one, so that no crack fades when scaled."""
+    kernel = np.ones((int(np.ceil(grain_px)),) * 2, np.uint8)
+    thin = cv2.subtract(mask, cv2.morphologyEx(mask, cv2.MORPH_OPEN, kernel))
+    return cv2.max(mask, cv2.dilate(thin, kernel))
 
 
 def _held_out(images: Sequence[LabelledImage], share: float, seed: int) -> set[tuple[str, int]]:

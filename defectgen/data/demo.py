@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,27 +13,13 @@ import cv2
 import numpy as np
 import yaml
 
-from defectgen.data.demo_render import (
-    TURNED_RADIUS,
-    TURNED_UV,
-    Pose,
-    Relief,
-    Shot,
-    Surface,
-    apply_relief,
-    build_surface,
-    crop_relief,
-    draw_pose,
-    draw_shots,
-    expose,
-    psf_reach_px,
-)
+from defectgen.data.demo_defects import CLASS_NAMES, PLACES, SHAPES, apply_relief, crop_relief
+from defectgen.data.demo_render import Pose, Shot, Surface, build_surface, draw_pose, draw_shots, expose, psf_reach_px
 from defectgen.errors import RunError
 from defectgen.recipe import DemoData
 from defectgen.records import Polygon
 from defectgen.seeds import numpy_rng
 
-CLASS_NAMES = ("scratch", "pit", "stain", "dent")
 # A change of so many grey levels in any colour counts as visible; a tenth of a defect's visible pixels reach the other.
 VISIBLE_LEVELS = 10
 CLEAR_LEVELS = 32
@@ -123,9 +109,9 @@ def _add_defect(
     size_px = free.shape[0]
     margin_px = 2 * max(psf_reach_px(shot) for shot in shots)
     for attempt in range(60):
-        relief, footprint = crop_relief(_SHAPES[class_id](rng, size_px / 320 * (1 - attempt / 100)), margin_px)
+        relief, footprint = crop_relief(SHAPES[class_id](rng, size_px / 320 * (1 - attempt / 100)), margin_px)
         height, width = footprint.shape
-        x, y = pose.to_image(*_PLACES[class_id](rng))
+        x, y = pose.to_image(*PLACES[class_id](rng))
         left, top = round(x * size_px - width / 2), round(y * size_px - height / 2)
         if left < 0 or top < 0 or left + width > size_px or top + height > size_px:
             continue
@@ -156,131 +142,6 @@ def _is_clear(change: np.ndarray, footprint: np.ndarray) -> bool:
         return False
     length_px, full_px = (max(np.ptp(axis) for axis in np.nonzero(where)) for where in (visible, footprint))
     return bool(length_px >= 0.6 * full_px)
-
-
-def _scratch(rng: np.random.Generator, scale: float) -> Relief:
-    """A groove with a burr on both sides, along the direction in which parts are handled."""
-    length, angle = rng.uniform(30, 92) * scale, math.radians(rng.normal(-35, 10))
-    t = np.linspace(0, 1, 20)
-    bow = length * rng.uniform(-0.25, 0.25) * t * (1 - t)
-    bow = bow + 0.5 * scale * np.sin(2 * math.pi * (rng.uniform(0.7, 2.5) * t + rng.random()))
-    path_x = math.cos(angle) * (t - 0.5) * length - math.sin(angle) * bow
-    path_y = math.sin(angle) * (t - 0.5) * length + math.cos(angle) * bow
-    x, y = _window(0.62 * length + 6 * scale)
-    nearest = np.full(x.shape, np.inf, np.float32)
-    side, at, normal_x, normal_y = (np.zeros_like(x) for _ in range(4))
-    for i in range(len(t) - 1):
-        step_x, step_y = path_x[i + 1] - path_x[i], path_y[i + 1] - path_y[i]
-        step = math.hypot(step_x, step_y)
-        off_x, off_y = x - path_x[i], y - path_y[i]
-        share = np.clip((off_x * step_x + off_y * step_y) / step**2, 0, 1)
-        distance = np.hypot(off_x - share * step_x, off_y - share * step_y)
-        closer = distance < nearest
-        nearest = np.where(closer, distance, nearest)
-        side = np.where(closer, np.sign(off_y * step_x - off_x * step_y), side)
-        at = np.where(closer, (i + share) / (len(t) - 1), at)
-        normal_x, normal_y = np.where(closer, -step_y / step, normal_x), np.where(closer, step_x / step, normal_y)
-    pressure = np.interp(at, t, np.interp(t, t[::4], rng.uniform(0.6, 1, 5)))
-    depth = pressure * np.clip(np.minimum(at / 0.1, (1 - at) / 0.3), 0, 1) ** 0.6
-    q = side * nearest / max(rng.uniform(1.0, 1.6) * scale, 0.7)
-    depth = depth * np.exp(-(q**2)) * (np.abs(q) < 3)
-    slope = 0.95 * depth * q * (1.6 - 0.6 * q**2)
-    core = np.clip(depth, 0, None)
-    absorbed = rng.uniform(0, 0.18) * core[:, :, None] * np.ones(3)
-    return Relief(slope * normal_x, slope * normal_y, rng.uniform(-0.5, 0.4) * core, absorbed)
-
-
-def _pit(rng: np.random.Generator, scale: float) -> Relief:
-    """A small corroded cavity with a raised rim."""
-    radius = max(rng.uniform(2, 4.8) * scale, 1.8)
-    x, y = _window(2.6 * radius)
-    turn = rng.uniform(0, 2 * math.pi)
-    beside = _ragged(rng, x - radius * math.cos(turn), y - radius * math.sin(turn), 0.7 * radius, roughness=0.3)
-    q = np.minimum(_ragged(rng, x, y, radius, roughness=0.3), beside)
-    hollow = np.clip(1 - q**3, 0, 1)
-    lip = 0.05 * radius * (1 + np.cos(np.arctan2(y, x) - rng.uniform(0, 2 * math.pi)))
-    height = -0.5 * radius * hollow**1.5 + lip * np.exp(-(((q - 1.2) / 0.25) ** 2))
-    slope_y, slope_x = np.gradient(height)
-    inside = np.sqrt(hollow)
-    grit = 0.35 * inside * cv2.GaussianBlur(rng.standard_normal(x.shape).astype(np.float32), (0, 0), 0.8)
-    reach = q < 1.8
-    rust = rng.uniform(0.25, 0.5) * np.array([0.85, 1.0, 1.1])
-    return Relief((slope_x + grit) * reach, (slope_y + grit) * reach, 0.8 * inside, inside[:, :, None] * rust)
-
-
-def _stain(rng: np.random.Generator, scale: float) -> Relief:
-    """A dried drop: a thin film, thickest at its drying edge, through which the brushing shows."""
-    radius = rng.uniform(13, 29) * scale
-    x, y = _window(1.7 * radius)
-    q = _ragged(rng, x, y, radius, roughness=0.2, flatness=rng.uniform(0.6, 1))
-    clouds, fringe = (
-        cv2.resize(rng.standard_normal((n, n)).astype(np.float32), x.shape[::-1], interpolation=cv2.INTER_CUBIC)
-        for n in (8, 22)
-    )
-    depth = 1 - q + 0.08 * clouds + 0.025 * fringe
-    film = np.clip(depth / 0.14, 0, 1) * (1 + 0.18 * clouds)
-    drying = np.exp(-(((depth - 0.1) / 0.06) ** 2)) * np.clip(0.8 + 0.5 * clouds, 0.1, 1.5)
-    drying = drying + rng.uniform(0, 0.4) * np.exp(-(((depth - 0.4) / 0.06) ** 2))
-    colour = np.array([0.75, 0.95, 1.3]) if rng.random() < 0.7 else np.array([0.95, 1.0, 1.1])
-    thickness = (0.75 * film + 1.1 * drying) * (depth > 0)
-    absorbed = rng.uniform(0.13, 0.22) * thickness[:, :, None] * colour
-    return Relief(np.zeros_like(x), np.zeros_like(x), 0.2 * film * (depth > 0), absorbed)
-
-
-def _dent(rng: np.random.Generator, scale: float) -> Relief:
-    """A knock: a smooth hollow with a low rim, that pulls the brushing along."""
-    radius = rng.uniform(10, 22) * scale
-    x, y = _window(1.7 * radius)
-    q = _ragged(rng, x, y, radius, roughness=0.12, flatness=rng.uniform(0.6, 1))
-    height = -0.15 * radius * np.clip(1 - q**2, 0, 1) ** 2 + 0.02 * radius * np.exp(-(((q - 1.05) / 0.16) ** 2))
-    slope_y, slope_x = np.gradient(height)
-    reach = q < 1.45
-    bruise = np.clip(1 - q / 0.4, 0, 1)
-    nothing = np.zeros((*x.shape, 3), np.float32)
-    return Relief(slope_x * reach, slope_y * reach, 0.2 * bruise, nothing, drag_px=9 * scale)
-
-
-def _window(half_px: float) -> tuple[np.ndarray, np.ndarray]:
-    """x and y of a square window's pixels from its centre, in pixels, each float32 (h, w)."""
-    reach = np.arange(-math.ceil(half_px), math.ceil(half_px) + 1, dtype=np.float32)
-    x, y = np.meshgrid(reach, reach)
-    return x, y
-
-
-def _ragged(
-    rng: np.random.Generator, x: np.ndarray, y: np.ndarray, radius: float, *, roughness: float, flatness: float = 1.0
-) -> np.ndarray:
-    """Distance from the centre in units of an irregular ellipse's radius: 1 on its outline."""
-    turn = rng.uniform(0, math.pi)
-    along, across = math.cos(turn) * x + math.sin(turn) * y, (math.cos(turn) * y - math.sin(turn) * x) / flatness
-    direction = np.arctan2(across, along)
-    outline_radius = np.ones_like(x)
-    for k in range(2, 9):
-        outline_radius += roughness / k * rng.normal(0, 0.7) * np.cos(k * direction + rng.uniform(0, 2 * math.pi))
-    outline_radius = np.maximum(outline_radius, 0.4)
-    return np.hypot(along, across) / (radius * outline_radius)
-
-
-def _around_turned_face(rng: np.random.Generator) -> tuple[float, float]:
-    angle, radius = rng.uniform(0, 2 * math.pi), rng.normal(0.95 * TURNED_RADIUS, 0.05)
-    return TURNED_UV[0] + radius * math.cos(angle), TURNED_UV[1] + radius * math.sin(angle)
-
-
-def _anywhere(rng: np.random.Generator) -> tuple[float, float]:
-    return rng.uniform(0.06, 0.94), rng.uniform(0.06, 0.94)
-
-
-def _lower_half(rng: np.random.Generator) -> tuple[float, float]:
-    return rng.uniform(0.08, 0.92), rng.uniform(0.55, 0.92)
-
-
-_SHAPES: tuple[Callable[[np.random.Generator, float], Relief], ...] = (_scratch, _pit, _stain, _dent)
-_PLACES: tuple[Callable[[np.random.Generator], tuple[float, float]], ...] = (
-    _anywhere,
-    _around_turned_face,
-    _lower_half,
-    _anywhere,
-)
 
 
 def plan_training(rng: np.random.Generator, defects_per_class: int) -> list[tuple[tuple[int, ...], int]]:

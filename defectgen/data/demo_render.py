@@ -98,24 +98,6 @@ class Shot:
     noise: np.ndarray
 
 
-@dataclass(frozen=True)
-class Relief:
-    """What a defect does to the surface in its square window, at strength 1. Float32 maps, 0 where it does nothing.
-
-    Attributes:
-        slope_x, slope_y: (h, w), added.
-        dulled: (h, w), share of the gloss that is lost; negative where it shines.
-        absorbed: (h, w, 3), share of the light that is lost.
-        drag_px: how far the brushing is pulled along per unit of slope.
-    """
-
-    slope_x: np.ndarray
-    slope_y: np.ndarray
-    dulled: np.ndarray
-    absorbed: np.ndarray
-    drag_px: float = 0.0
-
-
 def draw_pose(rng: np.random.Generator) -> Pose:
     return Pose(math.radians(rng.normal(0, 0.9)), rng.uniform(-0.012, 0.012), rng.uniform(-0.012, 0.012))
 
@@ -170,39 +152,6 @@ def expose(
 
 def psf_reach_px(shot: Shot) -> int:
     return math.ceil(4 * shot.psf_sigma_px) + 1
-
-
-def crop_relief(relief: Relief, margin_px: int) -> tuple[Relief, np.ndarray]:
-    """The relief and its footprint, bool (h, w), with `margin_px` of untouched surface around it."""
-    touched = (relief.slope_x != 0) | (relief.slope_y != 0) | (relief.absorbed[:, :, 0] != 0)
-    rows, columns = np.nonzero(touched.any(axis=1))[0], np.nonzero(touched.any(axis=0))[0]
-    box = slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
-
-    def cut(values: np.ndarray) -> np.ndarray:
-        pad = [(margin_px, margin_px)] * 2 + [(0, 0)] * (values.ndim - 2)
-        return np.pad(values[box], pad).astype(np.float32)
-
-    slopes = cut(relief.slope_x), cut(relief.slope_y)
-    return Relief(*slopes, cut(relief.dulled), cut(relief.absorbed), relief.drag_px), cut(touched) > 0
-
-
-def apply_relief(relief: Relief, plain: Surface, strength: float) -> tuple[Surface, np.ndarray]:
-    """The surface with the defect, and the share of light its film lets through, (h, w, 3)."""
-    slope_x, slope_y = strength * relief.slope_x, strength * relief.slope_y
-    rows, columns = np.indices(slope_x.shape, np.float32)
-    from_x, from_y = columns + relief.drag_px * slope_x, rows + relief.drag_px * slope_y
-
-    def dragged(values: np.ndarray) -> np.ndarray:
-        return cv2.remap(values, from_x, from_y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
-
-    marked = replace(
-        plain,
-        slope_x=dragged(plain.slope_x) + slope_x,
-        slope_y=dragged(plain.slope_y) + slope_y,
-        albedo=dragged(plain.albedo),
-        gloss=dragged(plain.gloss) * np.clip(1 - strength * relief.dulled, 0.05, 2),
-    )
-    return marked, np.clip(1 - relief.absorbed, 0, 1) ** np.float32(strength)
 
 
 def build_surface(rng: np.random.Generator, pose: Pose, size_px: int, *, serial: int) -> Surface:

@@ -72,17 +72,18 @@ def measure(
 
 def outlines(mask: np.ndarray) -> tuple[Polygon, ...]:
     """Outer outlines of the pieces of a bool mask along pixel borders, largest first; each has at least 3 corners."""
-    # Doubled, so that contours through pixel centres run along pixel borders.
+    # Doubled, so that a contour through pixel centres has one on either side of a line of single pixels.
     doubled = cv2.resize(np.pad(mask, 1).astype(np.uint8), None, fx=2, fy=2, interpolation=cv2.INTER_NEAREST)
     contours, _ = cv2.findContours(doubled, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
     contours = sorted(contours, key=cv2.contourArea, reverse=True)
     height, width = mask.shape
     polygons = []
     for contour in contours:
-        points = (cv2.approxPolyDP(contour, 1.0, True).reshape(-1, 2) + 0.5) / 2 - 1
-        points = np.clip(points, 0, (width, height))
-        if len(points) >= 3:
-            polygons.append(tuple((float(x), float(y)) for x, y in points))
+        borders = (contour + 1) // 2 - 1
+        # Stairs become slopes, unless that leaves no surface (a pixel, a diagonal of pixels).
+        smooth = cv2.approxPolyDP(borders, 0.75, True)
+        points = (smooth if len(smooth) >= 3 else borders).reshape(-1, 2)
+        polygons.append(tuple((float(min(x, width)), float(min(y, height))) for x, y in np.maximum(points, 0)))
     return tuple(polygons)
 
 

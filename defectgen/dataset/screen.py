@@ -23,8 +23,9 @@ from defectgen.device import best_device
 from defectgen.seeds import derive_seed
 
 NUM_FOLDS = 3
-TRAINING_STEPS = 260
-BATCH = 48
+INPUT_PX = 64
+TRAINING_STEPS = 200
+BATCH = 32
 # A real defect must pass its own check: no class is asked for more than this quantile of its real crops reaches.
 REAL_QUANTILE = 0.2
 
@@ -47,9 +48,10 @@ def _network(num_classes: int) -> nn.Sequential:
 
 
 def _inputs(images: np.ndarray, regions: np.ndarray) -> torch.Tensor:
-    """float32 (B, 4, H, W) from uint8 (B, H, W, 3) and bool (B, H, W)."""
+    """float32 (B, 4, INPUT_PX, INPUT_PX) from uint8 (B, H, W, 3) and bool (B, H, W)."""
     image = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 127.5 - 1
-    return torch.cat([image, torch.from_numpy(regions)[:, None].float()], dim=1)
+    inputs = torch.cat([image, torch.from_numpy(regions)[:, None].float()], dim=1)
+    return functional.interpolate(inputs, size=(INPUT_PX, INPUT_PX), mode="bilinear", antialias=True)
 
 
 def fold_of(model: int) -> int:

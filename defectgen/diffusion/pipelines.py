@@ -57,7 +57,7 @@ class DefectPatchPipeline(DiffusionPipeline):
         nothing = torch.zeros(len(class_ids), 3, side, side)
         everything = torch.ones(len(class_ids), 1, side, side)
         start = _noise(seeds, side)
-        x = _sample(self, start, context_of(nothing, everything), class_ids, num_steps, guidance, first=0)
+        x = _sample(self, start, context_of(nothing, everything), class_ids, num_steps, guidance)
         return _output(x)
 
 
@@ -105,19 +105,37 @@ class DefectInpaintPipeline(DiffusionPipeline):
             raise ValueError(f"strength {strength} needs patches to start from")
         window = _to_tensor(windows)
         region = torch.from_numpy(regions.astype(np.float32))[:, None]
-        start = _noise(seeds, self.config.window_px)
-        first = 0
+        noise = _noise(seeds, self.config.window_px)
+        # Outside the region nothing is unknown: the window's pixels, and no defect.
+        known = torch.cat([window, -torch.ones_like(region)], dim=1)
+        start, first = noise, 0
         if strength < 1 and patches is not None:
             first = min(round((1 - strength) * num_steps), num_steps - 1)
             sigma = _sigmas(self.scheduler, num_steps)[first]
-            patch = _to_tensor(patches)
-            rgb = torch.where(region > 0, patch[:, :3], window)
-            start = (1 - sigma) * torch.cat([rgb, patch[:, 3:]], dim=1) + sigma * start
-        x = _sample(self, start, context_of(window, region), class_ids, num_steps, guidance, first=first)
+            start = (1 - sigma) * torch.where(region > 0, _to_tensor(patches), known) + sigma * noise
+        x = _sample(
+            self,
+            start,
+            context_of(window, region),
+            class_ids,
+            num_steps,
+            guidance,
+            first=first,
+            outside=_Outside(region, known, noise),
+        )
         output = _output(x)
         output.images = np.where(regions[..., None], output.images, windows)
         output.masks = output.masks * regions
         return output
+
+
+@dataclass
+class _Outside:
+    """What is known where `region` (B, 1, H, W) is 0: its pixels `known` and their `noise`, both (B, 4, H, W)."""
+
+    region: torch.Tensor
+    known: torch.Tensor
+    noise: torch.Tensor
 
 
 def _sample(
@@ -128,9 +146,14 @@ def _sample(
     num_steps: int,
     guidance: float,
     *,
-    first: int,
+    first: int = 0,
+    outside: _Outside | None = None,
 ) -> torch.Tensor:
-    """Euler steps from sigma[first] to 0, guided by class (Ho and Salimans 2022, Eq. 6), in one doubled batch."""
+    """Euler steps from sigma[first] to 0, guided by class (Ho and Salimans 2022, Eq. 6), in one doubled batch.
+
+    `outside` the region, x is kept on the straight line from its noise to its known pixels (Lugmayr et al. 2022,
+    RePaint, Eq. 8): what is drawn inside meets its surroundings as they are.
+    """
     device = pipeline.unet.device
     num_classes = len(pipeline.config.class_names)
     scheduler = pipeline.scheduler
@@ -150,6 +173,10 @@ def _sample(
                 with_class, without = velocity.chunk(2)
                 velocity = without + guidance * (with_class - without)
             x = scheduler.step(velocity, scheduler.timesteps[step], x, return_dict=False)[0]
+            if outside is not None:
+                next_sigma = sigmas[step + 1]
+                line = (1 - next_sigma) * outside.known + next_sigma * outside.noise
+                x = torch.where(outside.region.to(device) > 0, x, line.to(device))
     return x.float().cpu()
 
 

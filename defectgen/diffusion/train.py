@@ -19,6 +19,7 @@ from defectgen.device import autocast, best_device
 from defectgen.diffusion.batches import Batch, to_batch
 from defectgen.diffusion.pipelines import DefectInpaintPipeline
 from defectgen.diffusion.unet import build_unet, context_of, no_class, predict_velocity
+from defectgen.errors import RunError
 from defectgen.recipe import Generator
 from defectgen.seeds import numpy_rng, torch_rng
 
@@ -61,10 +62,12 @@ def train_generator(
 
     Training continues from `state_path` where that exists, and is written there at every check. Batches and noise
     depend on (seed, step) alone, so a continued training equals an unbroken one.
+
+    Raises:
+        RunError: the training diverged.
     """
     device = best_device()
     num_classes = len(class_names)
-    torch.manual_seed(0)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(torch_rng(seed, "weights").initial_seed())
         unet = build_unet(num_classes, window_px=config.window_px, channels=config.channels, fold=config.fold)
@@ -113,6 +116,11 @@ def train_generator(
         optimizer.step()
         ema.step(unet.parameters())
         losses.append(loss.item())
+        if not math.isfinite(losses[-1]):
+            raise RunError(
+                f"generator.learning_rate: the loss is {losses[-1]} at step {step + 1}, got {config.learning_rate}; "
+                "lower it"
+            )
         log.steps += 1
         if log.steps % config.check_every == 0 or log.steps == config.steps:
             held_out_loss = _held_out_loss(unet, ema, held_out, config=config, seed=seed)

@@ -73,6 +73,8 @@ def _paste_change(
     """clean + upsampled(drawn - downsampled clean): the product's fine texture survives."""
     grain = drawn.shape[0]
     change = drawn.astype(np.float32) - resize(clean, grain).astype(np.float32)
+    if (clean == clean[..., :1]).all():  # A grey camera stays grey.
+        change = np.repeat(change.mean(axis=2, keepdims=True), 3, axis=2)
     strongest = cv2.GaussianBlur(np.abs(change).max(axis=2), (0, 0), 1.0)
     sure = np.clip((strongest - GRAIN) / (CERTAIN - GRAIN), 0, 1)
     change = resize(change * sure[..., None], window.side)
@@ -110,9 +112,10 @@ def _paste(clean: np.ndarray, drawn: np.ndarray, shape: np.ndarray, feather_px: 
 
 def _poisson(clean: np.ndarray, drawn: np.ndarray, shape: np.ndarray, feather_px: int) -> np.ndarray:
     """Poisson blending (Perez et al. 2003). Padded and copied: `seamlessClone` centres on the mask's bounding box,
-    erodes the mask by a pixel, writes into it and fails near edges."""
-    pad = 4
-    ys, xs = np.nonzero(cv2.dilate(np.pad(shape, pad).astype(np.uint8), np.ones((3, 3), np.uint8)))
+    writes into it and fails near edges. It takes the gradient from the mask eroded by 3 px, so the mask is grown by 4:
+    without the gradient across its outline, a defect fades into its surroundings."""
+    pad = 8
+    ys, xs = np.nonzero(cv2.dilate(np.pad(shape, pad).astype(np.uint8), np.ones((3, 3), np.uint8), iterations=4))
     mask = np.zeros((shape.shape[0] + 2 * pad, shape.shape[1] + 2 * pad), np.uint8)
     mask[ys, xs] = 255
     edges = ((pad, pad), (pad, pad), (0, 0))

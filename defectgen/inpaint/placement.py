@@ -14,7 +14,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from defectgen.crops import Crop, centre, region_of
+from defectgen.crops import Crop, centre, own_mask, region_of
 from defectgen.records import XYXY
 from defectgen.windows import Window, crop_window
 
@@ -135,7 +135,7 @@ def find_place(
     crop = model.crop
     window_px = model.twin.shape[0]
     height, width = image.shape[:2]
-    outline = centre(turn.apply(crop.mask), window_px)
+    outline = centre(turn.apply(own_mask(crop, window_px)), window_px)
     asked = _outline_box(outline)
     if asked is None:
         return None
@@ -224,6 +224,11 @@ def _free(
     fits_x = (x1 >= -slack if left else x1 >= 0) & (x2 <= width + slack if right else x2 <= width)
     fits_y = (y1 >= -slack if top else y1 >= 0) & (y2 <= height + slack if bottom else y2 <= height)
     reach = 2 * slack + (x2[0] - x1[0]) / COMPARED_PX
+    # A defect that runs through from edge to edge may hang over both.
+    if left and right:
+        fits_x = np.ones_like(fits_x)
+    if top and bottom:
+        fits_y = np.ones_like(fits_y)
     if left:
         fits_x = fits_x & (x1 <= reach)
     if right:

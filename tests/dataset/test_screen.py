@@ -1,0 +1,128 @@
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import defectgen.dataset.screen as screening
+from defectgen.crops import Crop, centre, region_of
+from defectgen.dataset.screen import NUM_FOLDS, REAL_QUANTILE, Screen, fold_of, train_screen
+
+SIDE = 32
+
+
+def train(defects: Sequence[Crop], clean: Sequence[Crop], *, seed: int = 0) -> Screen:
+    return train_screen(
+        defects, clean, num_classes=2, window_px=SIDE, flip=True, seed=seed, progress=lambda done, total: None
+    )
+
+
+def probabilities(screen: Screen, crop: Crop, *, model: int) -> np.ndarray:
+    region = region_of(centre(crop.mask, SIDE), outlined=crop.outlined)
+    if not crop.mask.any():
+        region[11:21, 11:21] = True
+    return screen.probabilities(centre(crop.image, SIDE), region, model=model)
+
+
+@pytest.fixture(scope="module")
+def trained(toys: Any) -> Screen:
+    """Trained on dark and bright blocks for long enough to tell them."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(screening, "TRAINING_STEPS", 40)
+        return train(toys.crops(6), toys.clean(8))
+
+
+@pytest.fixture
+def few_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(screening, "TRAINING_STEPS", 3)
+
+
+def test_classes_and_clean_product_are_told_apart_on_windows_never_seen(trained: Screen, toys: Any) -> None:
+    unseen = [*toys.crops(5, seed=50), *toys.clean(5, seed=51)]
+    for crop in unseen:
+        wanted = 2 if crop.class_id is None else crop.class_id
+        for model in range(NUM_FOLDS):
+            found = probabilities(trained, crop, model=model)
+            assert found.shape == (3,) and found.sum() == pytest.approx(1, abs=1e-5)
+            assert found.argmax() == wanted
+    assert trained.real_accuracy == 1
+
+
+def test_member_of_a_fold_has_not_seen_its_defects(few_steps: None, toys: Any) -> None:
+    crops = toys.crops(6)
+    changed = [replace(crop, image=255 - crop.image) if fold_of(i) == 1 else crop for i, crop in enumerate(crops)]
+    one, other = train(crops, toys.clean(4)), train(changed, toys.clean(4))
+    equal = [
+        np.array_equal(probabilities(one, crops[0], model=fold), probabilities(other, crops[0], model=fold))
+        for fold in range(NUM_FOLDS)
+    ]
+    assert equal == [False, True, False]
+
+
+def test_every_defect_is_judged_by_the_member_of_its_fold(trained: Screen, toys: Any) -> None:
+    crop = toys.crops(1)[0]
+    values = [probabilities(trained, crop, model=model).tolist() for model in range(2 * NUM_FOLDS)]
+    assert values[:NUM_FOLDS] == values[NUM_FOLDS:]
+    assert len({tuple(value) for value in values}) == NUM_FOLDS
+
+
+def test_same_seed_gives_the_same_screen(few_steps: None, toys: Any) -> None:
+    crops, clean = toys.crops(3), toys.clean(4)
+    one, same, other = (train(crops, clean, seed=seed) for seed in (1, 1, 2))
+    assert (probabilities(one, crops[0], model=0) == probabilities(same, crops[0], model=0)).all()
+    assert (probabilities(one, crops[0], model=0) != probabilities(other, crops[0], model=0)).any()
+
+
+def test_saved_screen_is_loaded_with_the_same_probabilities(trained: Screen, toys: Any, tmp_path: Path) -> None:
+    facts = trained.save(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["screen.safetensors"]
+    loaded = Screen.load(tmp_path, facts, num_classes=2)
+    assert (loaded.real_quantiles, loaded.real_accuracy) == (trained.real_quantiles, trained.real_accuracy)
+    for model in range(NUM_FOLDS):
+        for crop in toys.crops(2, seed=60):
+            assert (probabilities(loaded, crop, model=model) == probabilities(trained, crop, model=model)).all()
+
+
+def test_threshold_is_what_real_defects_reach_with_a_member_that_has_not_seen_them(trained: Screen, toys: Any) -> None:
+    crops = toys.crops(6)
+    for class_id in range(2):
+        reached = [
+            probabilities(trained, crop, model=index)[class_id]
+            for index, crop in enumerate(crops)
+            if crop.class_id == class_id
+        ]
+        quantile = float(np.quantile(reached, REAL_QUANTILE))
+        assert trained.real_quantiles[class_id] == pytest.approx(quantile)
+        assert trained.threshold(class_id, 1.0) == pytest.approx(quantile)
+        assert trained.threshold(class_id, 0.01) == 0.01
+
+
+def test_class_with_a_single_defect_is_known_to_every_member(few_steps: None, toys: Any) -> None:
+    crops = [*(crop for crop in toys.crops(4) if crop.class_id == 0), toys.crops(1)[1]]
+    screen = train(crops, toys.clean(4))
+    changed = train([*crops[:-1], replace(crops[-1], image=255 - crops[-1].image)], toys.clean(4))
+    for fold in range(NUM_FOLDS):
+        assert (probabilities(screen, crops[0], model=fold) != probabilities(changed, crops[0], model=fold)).any()
+
+
+def test_class_without_a_defect_is_not_asked_for_anything(few_steps: None, toys: Any) -> None:
+    screen = train([crop for crop in toys.crops(4) if crop.class_id == 0], toys.clean(4))
+    assert screen.real_quantiles[1] == 0 and screen.threshold(1, 0.9) == 0
+
+
+def test_progress_counts_every_step(few_steps: None, toys: Any) -> None:
+    counted: list[tuple[int, int]] = []
+    train_screen(
+        toys.crops(2),
+        toys.clean(2),
+        num_classes=2,
+        window_px=SIDE,
+        flip=False,
+        seed=0,
+        progress=lambda done, total: counted.append((done, total)),
+    )
+    assert counted == [(done, 9) for done in range(1, 10)]
