@@ -82,6 +82,13 @@ def _reported(resume: str) -> Iterator[None]:
         for line in str(error).splitlines():
             stderr.print(f"[bold red]error:[/] {escape(line)}", highlight=False, soft_wrap=True)
         raise typer.Exit(error.exit_code) from None
+    except OSError as error:
+        if isinstance(error, BrokenPipeError):  # Read no further, as by `| head`: typer ends quietly.
+            raise
+        place = f"{error.filename}: " if error.filename else ""
+        message = f"{place}{error.strerror or error}; check the disk and who may write there, then run it again"
+        stderr.print(f"[bold red]error:[/] {escape(message)}", highlight=False, soft_wrap=True)
+        raise typer.Exit(1) from None
     except KeyboardInterrupt:
         stderr.print(f"\nstopped; nothing is lost. To go on: {escape(resume)}", highlight=False, soft_wrap=True)
         raise typer.Exit(130) from None

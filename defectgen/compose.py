@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -184,23 +185,19 @@ def _draw(
     padded = [*placements, *[placements[0]] * (MICRO_BATCH - len(placements))]
     seeds = [derive_seed(recipe.seed, "draw", *key, number) for number in range(MICRO_BATCH)]
     class_ids = [placement.class_id for placement in padded]
-    patches: list[_Drawn] | None = None
-    if config.backend != "diffusion" or config.strength < 1:
-        patches = _patches(recipe, studio, padded, seeds)
-    if config.backend != "diffusion" and patches is not None:
-        return patches[: len(placements)]
-    start = (
-        np.stack([np.concatenate([patch.image, patch.outline[..., None]], axis=2) for patch in patches])
-        if patches is not None
-        else None
-    )
+    if config.backend != "diffusion":
+        return _patches(recipe, studio, padded, seeds)[: len(placements)]
     window_px = recipe.generator.window_px
+    windows = np.stack([window_view(image, placement.window, window_px) for placement in padded])
+    starts = [_Drawn(window, placement.outline) for window, placement in zip(windows, padded, strict=True)]
+    if config.start == "patch" and config.strength < 1:
+        starts = _patches(recipe, studio, padded, seeds)
     output = studio.pipeline(
-        np.stack([window_view(image, placement.window, window_px) for placement in padded]),
+        windows,
         np.stack([placement.region for placement in padded]),
         class_ids,
         seeds=seeds,
-        patches=start,
+        patches=np.stack([np.concatenate([start.image, start.outline[..., None]], axis=2) for start in starts]),
         strength=config.strength,
         num_steps=config.num_steps,
         guidance=config.guidance,
@@ -268,15 +265,23 @@ def _judge(
     measured = measure(image, canvas.image, placement.window, min_change=min_change, window_px=window_px)
     if measured is None:
         return refuse("no visible change", f"no pixel changed by {min_change} grey levels")
-    asked_area, changed_area = (area(box) for box in (placement.asked_xyxy, measured.xyxy))
-    if changed_area < recipe.labels.min_area_fraction * asked_area:
-        return refuse("smaller than asked", f"{changed_area / asked_area:.2f} of the box asked for")
-    margin = studio.margins[placement.class_id] if recipe.labels.margin == "auto" else 0.0
-    label = label_box(measured.xyxy, margin, (image.shape[1], image.shape[0]))
+    margin_px = studio.margins[placement.class_id] if recipe.labels.margin == "auto" else 0.0
+    label = label_box(measured.xyxy, margin_px, (image.shape[1], image.shape[0]))
+    share = area(label) / area(placement.asked_xyxy)
+    if share < recipe.labels.min_area_fraction:
+        least = recipe.labels.min_area_fraction
+        return refuse("smaller than asked", f"{share:.2f} of the box asked for, at least {least}")
     others = [*canvas.kept, *(one.label_xyxy for one in canvas.placed)]
     overlap = max((iou_xyxy(label, other) for other in others), default=0.0)
     if overlap > recipe.place.max_overlap:
         return refuse("overlaps another label", f"IoU {overlap:.2f}, at most {recipe.place.max_overlap}")
+    # A region reaches past its box: what it changes there may be another defect's.
+    taken = canvas.mask > 0
+    for x1, y1, x2, y2 in canvas.kept:
+        taken[int(y1) : math.ceil(y2), int(x1) : math.ceil(x2)] = True
+    touched = int((taken & np.any(image != canvas.image, axis=2)).sum())
+    if touched and recipe.place.max_overlap == 0:
+        return refuse("overlaps another label", f"{touched} of its pixels changed")
     scores: dict[str, Any] = {}
     if recipe.screen.classifier:
         view = window_view(image, placement.window, window_px)

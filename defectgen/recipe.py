@@ -144,7 +144,12 @@ class Inpaint(Section):
     """How a defect gets into its place."""
 
     backend: Backend = Field("diffusion", description="diffusion draws it to suit the place; paste, poisson blend.")
-    strength: float = Field(1.0, gt=0, le=1, description="1: drawn afresh from noise; lower: nearer to the patch.")
+    start: Literal["place", "patch"] = Field(
+        "place",
+        description="What drawing starts from, noised to `strength`: the clean place, whose layout then shows through, "
+        "or a generated patch. No effect at strength 1, nor on paste and poisson.",
+    )
+    strength: float = Field(0.93, gt=0, le=1, description="1: drawn afresh from noise; lower: nearer to the start.")
     num_steps: int = Field(14, ge=1, le=1000, description="Sampling steps.")
     guidance: float = Field(1.5, ge=1, description="Weight of the class in sampling; 1 is none.")
     feather_px: int = Field(3, ge=0, description="Width of the soft edge, in image pixels, inside the region.")
@@ -160,7 +165,7 @@ class Labels(Section):
         "auto", description="auto: boxes keep the annotators' margin around the visible defect; tight: none."
     )
     min_change: int = Field(14, ge=1, le=255, description="Smallest visible change of a pixel, of 255, any channel.")
-    min_area_fraction: Fraction = Field(0.15, description="Changed box over the box asked for; below: rejected.")
+    min_area_fraction: Fraction = Field(0.3, description="Label box over the box asked for; below: rejected.")
 
 
 class Screen(Section):

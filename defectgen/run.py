@@ -11,12 +11,15 @@ A stage works in a folder beside its result, named *.partial, and moves it in pl
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import os
 import shutil
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -91,7 +94,8 @@ def _check_recipe(recipe: Recipe, out: Path, *, overwrite: bool) -> None:
         if not isinstance(before, dict):
             raise ValueError("no mapping")
     except (OSError, ValueError, yaml.YAMLError) as error:
-        raise RunError(f"{path}: cannot be read ({error}); delete {out} or choose another --out") from None
+        reason = " ".join(str(error).split())
+        raise RunError(f"{path}: cannot be read ({reason}); delete {out} or choose another --out") from None
     now = recipe.model_dump(mode="json")
     fitted = _differences(before, now, FIT_FIELDS)
     made = _differences(before, now, SYNTH_FIELDS)
@@ -147,10 +151,32 @@ def read_sources(recipe: Recipe, out: Path) -> Sources:
     return sources
 
 
+def _check_data(recipe: Recipe, sources: Sources, out: Path, *, overwrite: bool) -> None:
+    """As `_check_recipe`, for what was made of images or labels that have changed since, under the same recipe."""
+    record, manifest = out / "generator" / "fit.json", out / "dataset" / MANIFEST_NAME
+    found = []
+    with suppress(OSError, ValueError, KeyError, TypeError):  # Where it is damaged, its reader says so.
+        found.append(json.loads(record.read_text(encoding="utf-8"))["fingerprint"])
+    if manifest.exists():
+        found.append(read_manifest(manifest).header["generator_fingerprint"])
+    fingerprint = fit_fingerprint(recipe, sources)
+    if set(found) <= {fingerprint}:
+        return
+    if not overwrite:
+        raise RunError(
+            f"{out}: was made of other images or labels than are there now (or by another version of defectgen); "
+            "choose another --out, or --overwrite to replace what was made"
+        )
+    for name in ("generator", "generator.partial", "dataset", "dataset.partial", "yolo"):
+        shutil.rmtree(out / name, ignore_errors=True)
+
+
 def run_fit(recipe: Recipe, out: Path, *, progress: Progress, overwrite: bool = False) -> dict[str, Any]:
     """Fits the generator into `out`/generator; the facts of its fit.json."""
     with open_run(recipe, out, overwrite=overwrite):
-        return fit(recipe, read_sources(recipe, out), out / "generator", progress=progress)
+        sources = read_sources(recipe, out)
+        _check_data(recipe, sources, out, overwrite=overwrite)
+        return fit(recipe, sources, out / "generator", progress=progress)
 
 
 def run_synth(
@@ -159,6 +185,7 @@ def run_synth(
     """Makes `out`/dataset, fitting first where needed; the data set's summary."""
     with open_run(recipe, out, overwrite=overwrite):
         sources = read_sources(recipe, out)
+        _check_data(recipe, sources, out, overwrite=overwrite)
         return _synth(recipe, sources, out, workers=workers, progress=progress)
 
 
@@ -211,6 +238,7 @@ def run_train_yolo(
             )
         synthetic: dict[str, Path] = {}
         if set(recipe.train_yolo.arms) - {"real"}:
+            _check_data(recipe, sources, out, overwrite=overwrite)
             _synth(recipe, sources, out, workers=workers, progress=progress)
             synthetic["real+defectgen"] = out / "dataset"
         if "real+copy-paste" in recipe.train_yolo.arms:
@@ -300,9 +328,23 @@ def _in_workers(job: _Job, indexes: list[int], workers: int) -> Iterator[tuple[i
     """Makes the images in `workers` processes, yielding each as it is done. Their number changes no byte."""
     if not indexes:
         return
-    context = multiprocessing.get_context("spawn")
-    with context.Pool(min(workers, len(indexes)), _start_worker, (job,)) as pool:
-        for index, result in pool.imap_unordered(_work, indexes):
+    # Unlike multiprocessing.Pool, it ends where a worker is killed (for memory, say) instead of waiting for it.
+    pool = ProcessPoolExecutor(
+        min(workers, len(indexes)),
+        mp_context=multiprocessing.get_context("spawn"),
+        initializer=_start_worker,
+        initargs=(job,),
+    )
+    try:
+        for future in as_completed([pool.submit(_work, index) for index in indexes]):
+            index, result = future.result()
             if isinstance(result, DefectgenError):
                 raise result
             yield index, result
+    except BrokenProcessPool:
+        raise RunError(
+            f"synth: one of {workers} worker processes was killed, perhaps for lack of memory; run it again to go on, "
+            "with fewer --workers"
+        ) from None
+    finally:
+        pool.shutdown(cancel_futures=True)

@@ -42,7 +42,7 @@ class Studio:
 
     Attributes:
         models: every real defect of the budget.
-        margins: per class, the annotators' margin (see `annotators_margin`).
+        margins: per class, the annotators' margin in image pixels (see `annotators_margin`).
         fingerprint: of the data and settings the generator was fitted on.
     """
 
@@ -166,6 +166,7 @@ def load_studio(recipe: Recipe, sources: Sources, folder: Path, *, fingerprint: 
         RunError: `folder` holds no generator, a damaged one, or one of other data or settings.
     """
     from diffusers.utils import logging
+    from safetensors import SafetensorError
     from safetensors.numpy import load_file
 
     from defectgen.dataset.screen import Screen
@@ -178,15 +179,15 @@ def load_studio(recipe: Recipe, sources: Sources, folder: Path, *, fingerprint: 
         pipeline = DefectInpaintPipeline.from_pretrained(folder, local_files_only=True, low_cpu_mem_usage=False)
         twins = load_file(folder / "twins.safetensors")["twins"]
         screen = Screen.load(folder, facts["screen"], num_classes=len(sources.class_names))
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        crops = real_crops(recipe, sources)
+        models = [Model(crop, np.ascontiguousarray(twin)) for crop, twin in zip(crops, twins, strict=True)]
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise RunError(
             f"{folder}: the generator is damaged ({error}); delete the folder and run `defectgen fit`"
         ) from None
     import torch
 
     pipeline.unet.to(memory_format=torch.channels_last).eval()
-    crops = real_crops(recipe, sources)
-    models = [Model(crop, np.ascontiguousarray(twin)) for crop, twin in zip(crops, twins, strict=True)]
     return Studio(pipeline, models, screen, facts["margins"], facts["fingerprint"])
 
 
@@ -195,7 +196,7 @@ def _facts(folder: Path, fingerprint: str) -> dict[str, Any]:
     try:
         facts = json.loads(path.read_text(encoding="utf-8"))
         found = facts["fingerprint"]
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise RunError(f"{path}: is no record of a fitted generator ({error}); delete {folder} and fit again") from None
     if found != fingerprint:
         raise RunError(

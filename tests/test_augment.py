@@ -31,7 +31,13 @@ def clean(shade: int = 90) -> Crop:
 
 
 def sampler(
-    defects: list[Crop], cleans: list[Crop], *, num_classes: int = 2, clean_share: float = 0.4, flip: bool = True, seed=0
+    defects: list[Crop],
+    cleans: list[Crop],
+    *,
+    num_classes: int = 2,
+    clean_share: float = 0.4,
+    flip: bool = True,
+    seed=0,
 ) -> WindowSampler:
     return WindowSampler(
         defects, cleans, num_classes=num_classes, window_px=WINDOW_PX, clean_share=clean_share, flip=flip, seed=seed

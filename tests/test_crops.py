@@ -151,7 +151,7 @@ def test_clean_crops_show_no_marked_defect(tmp_path: Path) -> None:
         assert crop.class_id is None and not crop.mask.any()
         assert crop.window.side == defects[0].window.side
         x1, y1, x2, y2 = crop.window.xyxy
-        assert 0 <= x1 and 0 <= y1 and x2 <= SIZE_WH[0] and y2 <= SIZE_WH[1]
+        assert x1 >= 0 and y1 >= 0 and x2 <= SIZE_WH[0] and y2 <= SIZE_WH[1]
     again = clean_crops([marked, spotless], defects, window_px=32, num_crops=120, seed=0)
     assert [crop.window for crop in again] == [crop.window for crop in crops]
     assert len({crop.window for crop in crops}) > 60

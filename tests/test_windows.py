@@ -66,11 +66,11 @@ def test_window_that_fits_stays_inside_the_image(x: float, y: float, side: int, 
     window = window_at((x, y), side, (width, height))
     assert window.side == side
     if side <= width:
-        assert 0 <= window.x and window.x + side <= width
+        assert window.x >= 0 and window.x + side <= width
     else:
         assert window.x <= 0 and window.x + side >= width
     if side <= height:
-        assert 0 <= window.y and window.y + side <= height
+        assert window.y >= 0 and window.y + side <= height
 
 
 def test_window_lies_about_its_point_and_is_moved_inside_at_an_edge() -> None:
@@ -93,7 +93,12 @@ def test_pixels_past_an_edge_are_mirrored_about_the_edge_pixel() -> None:
 
 
 @given(
-    st.integers(1, 12), st.integers(1, 12), st.integers(-60, 60), st.integers(-60, 60), st.integers(1, 60), st.booleans()
+    st.integers(1, 12),
+    st.integers(1, 12),
+    st.integers(-60, 60),
+    st.integers(-60, 60),
+    st.integers(1, 60),
+    st.booleans(),
 )
 def test_crop_equals_the_endlessly_mirrored_image(
     width: int, height: int, x: int, y: int, side: int, in_colour: bool

@@ -101,13 +101,14 @@ def cut_off(drawn: np.ndarray, clean: np.ndarray, region: np.ndarray, *, min_cha
 
 
 def annotators_margin(crops: Sequence[Crop], twins: np.ndarray, *, num_classes: int, min_change: int) -> list[float]:
-    """Per class, the space annotators leave on each side of a visible defect, as a share of the visible side.
+    """Per class, the image pixels annotators leave on each side of a visible defect.
 
     Measured on the real box-annotated defects against their clean twins: the median over a class (over all where a
-    class has fewer than 5). 0 where annotations are outlines.
+    class has fewer than 5). 0 where annotations are outlines. In pixels, as annotators' slack was found to grow far
+    less than in proportion: on DeepPCB 10 to 15 px in every class, which is 36 to 68 % of the visible side.
     """
     window_px = twins.shape[1]
-    shares: list[list[float]] = [[] for _ in range(num_classes)]
+    margins_px: list[list[float]] = [[] for _ in range(num_classes)]
     for crop, twin in zip(crops, twins, strict=True):
         if crop.outlined or crop.class_id is None:
             continue
@@ -116,20 +117,20 @@ def annotators_margin(crops: Sequence[Crop], twins: np.ndarray, *, num_classes: 
         if seen is None:
             continue
         for low in (0, 1):
-            visible, annotated = seen[low + 2] - seen[low], asked[low + 2] - asked[low]
-            shares[crop.class_id].append((annotated - visible) / 2 / visible)
-    together = [share for of_class in shares for share in of_class]
+            slack = (asked[low + 2] - asked[low]) - (seen[low + 2] - seen[low])
+            margins_px[crop.class_id].append(slack / 2 * crop.window.side / window_px)
+    together = [margin for of_class in margins_px for margin in of_class]
     margins = []
-    for of_class in shares:
+    for of_class in margins_px:
         of_class = of_class if len(of_class) >= 10 else together
-        margins.append(float(np.clip(np.median(of_class), 0, 0.5)) if of_class else 0.0)
+        margins.append(max(float(np.median(of_class)), 0.0) if of_class else 0.0)
     return margins
 
 
-def label_box(changed: XYXY, margin: float, size_wh: tuple[int, int]) -> XYXY:
-    """The changed box with the annotators' margin (share of its side, on each side), within the image."""
+def label_box(changed: XYXY, margin_px: float, size_wh: tuple[int, int]) -> XYXY:
+    """The changed box with the annotators' margin on each side, at most the box's own side, within the image."""
     x1, y1, x2, y2 = changed
-    wide, high = margin * (x2 - x1), margin * (y2 - y1)
+    wide, high = min(margin_px, x2 - x1), min(margin_px, y2 - y1)
     clipped = clip_xyxy((x1 - wide, y1 - high, x2 + wide, y2 + high), size_wh)
     return tuple(round(float(value), 3) for value in clipped)  # type: ignore[return-value]
 

@@ -108,11 +108,9 @@ class DefectInpaintPipeline(DiffusionPipeline):
         noise = _noise(seeds, self.config.window_px)
         # Outside the region nothing is unknown: the window's pixels, and no defect.
         known = torch.cat([window, -torch.ones_like(region)], dim=1)
-        start, first = noise, 0
+        start = noise
         if strength < 1 and patches is not None:
-            first = min(round((1 - strength) * num_steps), num_steps - 1)
-            sigma = _sigmas(self.scheduler, num_steps)[first]
-            start = (1 - sigma) * torch.where(region > 0, _to_tensor(patches), known) + sigma * noise
+            start = (1 - strength) * torch.where(region > 0, _to_tensor(patches), known) + strength * noise
         x = _sample(
             self,
             start,
@@ -120,7 +118,7 @@ class DefectInpaintPipeline(DiffusionPipeline):
             class_ids,
             num_steps,
             guidance,
-            first=first,
+            strength=strength,
             outside=_Outside(region, known, noise),
         )
         output = _output(x)
@@ -146,10 +144,10 @@ def _sample(
     num_steps: int,
     guidance: float,
     *,
-    first: int = 0,
+    strength: float = 1.0,
     outside: _Outside | None = None,
 ) -> torch.Tensor:
-    """Euler steps from sigma[first] to 0, guided by class (Ho and Salimans 2022, Eq. 6), in one doubled batch.
+    """Euler steps from sigma = `strength` to 0, guided by class (Ho and Salimans 2022, Eq. 6), in one doubled batch.
 
     `outside` the region, x is kept on the straight line from its noise to its known pixels (Lugmayr et al. 2022,
     RePaint, Eq. 8): what is drawn inside meets its surroundings as they are.
@@ -157,15 +155,15 @@ def _sample(
     device = pipeline.unet.device
     num_classes = len(pipeline.config.class_names)
     scheduler = pipeline.scheduler
-    sigmas = _sigmas(scheduler, num_steps)
-    scheduler.set_begin_index(first)
+    scheduler.set_timesteps(sigmas=np.linspace(strength, strength / num_steps, num_steps).tolist())
+    sigmas = scheduler.sigmas
     x, context = x.to(device), context.to(device)
     wanted = torch.tensor(list(class_ids), device=device)
     guided = guidance != 1
     classes = torch.cat([wanted, torch.full_like(wanted, no_class(num_classes))]) if guided else wanted
     contexts = torch.cat([context, context]) if guided else context
     with autocast(device):
-        for step in range(first, num_steps):
+        for step in range(num_steps):
             inputs = torch.cat([x, x]) if guided else x
             sigma = sigmas[step].to(device).expand(len(inputs))
             velocity = predict_velocity(pipeline.unet, inputs, contexts, sigma, classes)
@@ -178,11 +176,6 @@ def _sample(
                 line = (1 - next_sigma) * outside.known + next_sigma * outside.noise
                 x = torch.where(outside.region.to(device) > 0, x, line.to(device))
     return x.float().cpu()
-
-
-def _sigmas(scheduler: FlowMatchEulerDiscreteScheduler, num_steps: int) -> torch.Tensor:
-    scheduler.set_timesteps(sigmas=np.linspace(1, 1 / num_steps, num_steps).tolist())
-    return scheduler.sigmas
 
 
 def _noise(seeds: Sequence[int], side: int) -> torch.Tensor:

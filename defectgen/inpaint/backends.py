@@ -14,6 +14,8 @@ from defectgen.windows import Window, crop_window, resize, window_inside
 # A change of fewer grey levels (of 255) is the generator's own grain, not a defect, and is not pasted; one of more is
 # pasted in full. Between the two it fades in.
 GRAIN, CERTAIN = 8.0, 20.0
+# Through a change of fewer grey levels the product's texture shows in full; one of more hides it.
+SHINES_THROUGH, HIDES = 40.0, 100.0
 
 
 def composite(
@@ -48,7 +50,8 @@ def composite(
         changed = _paste_change(clean, drawn, inside, window, size_wh, feather_px)
     else:
         native = resize(drawn, window.side)
-        shape = (resize(outline, window.side) >= 128) & inside
+        # Not cut at the edge of the image: a defect there neither fades nor ends.
+        shape = (resize(outline, window.side) >= 128) & scaled_region(region, window.side)
         blend = _poisson if backend == "poisson" else _paste
         changed = blend(clean, native, shape if shape.any() else inside, feather_px)
     out = image.copy()
@@ -70,16 +73,24 @@ def _paste_change(
     size_wh: tuple[int, int],
     feather_px: int,
 ) -> np.ndarray:
-    """clean + upsampled(drawn - downsampled clean): the product's fine texture survives."""
+    """clean + upsampled(drawn - downsampled clean): the product's fine texture survives.
+
+    Where the change is so strong that the defect hides what was there, the drawn pixels themselves: a sharp edge of the
+    clean image would leave its ghost, since a change at the generator's scale cannot cancel it.
+    """
     grain = drawn.shape[0]
     change = drawn.astype(np.float32) - resize(clean, grain).astype(np.float32)
+    pixels = drawn.astype(np.float32)
     if (clean == clean[..., :1]).all():  # A grey camera stays grey.
         change = np.repeat(change.mean(axis=2, keepdims=True), 3, axis=2)
+        pixels = np.repeat(pixels.mean(axis=2, keepdims=True), 3, axis=2)
     strongest = cv2.GaussianBlur(np.abs(change).max(axis=2), (0, 0), 1.0)
     sure = np.clip((strongest - GRAIN) / (CERTAIN - GRAIN), 0, 1)
-    change = resize(change * sure[..., None], window.side)
-    weight = _feather(inside, window, size_wh, feather_px)
-    return np.clip(np.round(clean + change * weight[..., None]), 0, 255).astype(np.uint8)
+    hides = resize(np.clip((strongest - SHINES_THROUGH) / (HIDES - SHINES_THROUGH), 0, 1), window.side)[..., None]
+    added = clean + resize(change * sure[..., None], window.side)
+    drawn_in = added * (1 - hides) + resize(pixels, window.side) * hides
+    weight = _feather(inside, window, size_wh, feather_px)[..., None]
+    return np.clip(np.round(clean * (1 - weight) + drawn_in * weight), 0, 255).astype(np.uint8)
 
 
 def _feather(inside: np.ndarray, window: Window, size_wh: tuple[int, int], feather_px: int) -> np.ndarray:
@@ -113,11 +124,13 @@ def _paste(clean: np.ndarray, drawn: np.ndarray, shape: np.ndarray, feather_px: 
 def _poisson(clean: np.ndarray, drawn: np.ndarray, shape: np.ndarray, feather_px: int) -> np.ndarray:
     """Poisson blending (Perez et al. 2003). Padded and copied: `seamlessClone` centres on the mask's bounding box,
     writes into it and fails near edges. It takes the gradient from the mask eroded by 3 px, so the mask is grown by 4:
-    without the gradient across its outline, a defect fades into its surroundings."""
-    pad = 8
-    ys, xs = np.nonzero(cv2.dilate(np.pad(shape, pad).astype(np.uint8), np.ones((3, 3), np.uint8), iterations=4))
-    mask = np.zeros((shape.shape[0] + 2 * pad, shape.shape[1] + 2 * pad), np.uint8)
-    mask[ys, xs] = 255
+    without the gradient across its outline, a defect fades into its surroundings. A defect at an edge goes on beyond
+    it as its mirror image, for the same reason."""
+    at_edge = shape[[0, -1]].any() or shape[:, [0, -1]].any()
+    pad = shape.shape[0] - 1 if at_edge else 8
+    padded = np.pad(shape, pad, mode="reflect" if at_edge else "constant").astype(np.uint8)
+    mask = cv2.dilate(padded * np.uint8(255), np.ones((3, 3), np.uint8), iterations=4)
+    mask[:2] = mask[-2:] = mask[:, :2] = mask[:, -2:] = 0
     edges = ((pad, pad), (pad, pad), (0, 0))
     source, target = np.pad(drawn, edges, mode="reflect"), np.pad(clean, edges, mode="reflect")
     x, y, width, height = cv2.boundingRect(mask)

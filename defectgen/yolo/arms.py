@@ -239,8 +239,8 @@ def _check_sources(sources: Sources, *, segment: bool) -> None:
         )
     if not sources.test:
         raise DataError(
-            "train-yolo: the test set is empty, so no arm can be judged; name data.test_images, or let data.group "
-            "hold groups out"
+            "train-yolo: the test set is empty, so no arm can be judged; name data.test_images, or hold "
+            "groups out with data.test_groups"
         )
     if not segment:
         return

@@ -32,7 +32,7 @@ def probabilities(screen: Screen, crop: Crop, *, model: int) -> np.ndarray:
 def trained(toys: Any) -> Screen:
     """Trained on dark and bright blocks for long enough to tell them."""
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(screening, "TRAINING_STEPS", 40)
+        patched.setattr(screening, "TRAINING_STEPS", 25)
         return train(toys.crops(6), toys.clean(8))
 
 

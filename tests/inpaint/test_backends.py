@@ -1,0 +1,207 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from defectgen.inpaint.backends import composite, scaled_region
+from defectgen.recipe import Backend
+from defectgen.windows import Window, crop_window, resize
+
+BACKENDS: list[Backend] = ["paste", "poisson", "diffusion"]
+
+
+def textured(seed: int, width: int, height: int) -> np.ndarray:
+    return np.random.default_rng(seed).integers(95, 106, (height, width, 3)).astype(np.uint8)
+
+
+def square(side: int, x: int, y: int, width: int, height: int) -> np.ndarray:
+    mask = np.zeros((side, side), bool)
+    mask[y : y + height, x : x + width] = True
+    return mask
+
+
+def blended(image: np.ndarray, window: Window, drawn: np.ndarray, region: np.ndarray, backend: Backend, **options):
+    outline = options.pop("outline", region)
+    feather_px = options.pop("feather_px", 2)
+    return composite(
+        image,
+        window,
+        drawn,
+        outline=np.where(outline, 255, 0).astype(np.uint8),
+        region=region,
+        backend=backend,
+        feather_px=feather_px,
+    )
+
+
+def on_image(region: np.ndarray, window: Window, shape: tuple[int, ...]) -> np.ndarray:
+    """bool (H, W): the pixels of the image that the region covers, one by one."""
+    scaled = scaled_region(region, window.side)
+    covered = np.zeros(shape[:2], bool)
+    for y in range(window.side):
+        for x in range(window.side):
+            if scaled[y, x] and 0 <= y + window.y < shape[0] and 0 <= x + window.x < shape[1]:
+                covered[y + window.y, x + window.x] = True
+    return covered
+
+
+@settings(deadline=None, max_examples=80)
+@given(st.sampled_from(BACKENDS), st.data())
+def test_outside_the_region_every_pixel_stays_bit_identical(backend: Backend, data: st.DataObject) -> None:
+    width, height = data.draw(st.integers(10, 50)), data.draw(st.integers(10, 50))
+    window = Window(data.draw(st.integers(-40, 40)), data.draw(st.integers(-40, 40)), data.draw(st.integers(8, 60)))
+    rng = np.random.default_rng(data.draw(st.integers(0, 10_000)))
+    image = rng.integers(0, 256, (height, width, 3)).astype(np.uint8)
+    grain = data.draw(st.sampled_from([16, 32]))
+    drawn = rng.integers(0, 256, (grain, grain, 3)).astype(np.uint8)
+    region = np.zeros((grain, grain), bool)
+    for _ in range(data.draw(st.integers(0, 2))):
+        x, y = rng.integers(0, grain, 2)
+        region[y : y + rng.integers(1, grain), x : x + rng.integers(1, grain)] = True
+    outline = region & (rng.random((grain, grain)) < data.draw(st.sampled_from([0.0, 0.05, 1.0])))
+    feather_px = data.draw(st.integers(0, 5))
+    before = [array.copy() for array in (image, drawn, region)]
+
+    out = blended(image, window, drawn, region, backend, outline=outline, feather_px=feather_px)
+
+    assert out.shape == image.shape and out.dtype == np.uint8 and not np.shares_memory(out, image)
+    for array, was in zip((image, drawn, region), before, strict=True):
+        np.testing.assert_array_equal(array, was)
+    outside = ~on_image(region, window, image.shape)
+    np.testing.assert_array_equal(out[outside], image[outside])
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("window", [Window(10, 8, 32), Window(-10, -6, 40), Window(40, 30, 48)])
+def test_defect_appears_inside_the_region(backend: Backend, window: Window) -> None:
+    image = textured(0, 64, 56)
+    drawn = resize(crop_window(image, window), 32)
+    outline, region = square(32, 12, 12, 10, 8), square(32, 8, 8, 18, 16)
+    drawn[outline] = 20
+    out = blended(image, window, drawn, region, backend, outline=outline, feather_px=1)
+    change = np.abs(out.astype(int) - image).max(axis=2)
+    defect = on_image(square(32, 14, 14, 6, 4), window, image.shape)
+    assert defect.sum() > 10
+    # The defect is 75 to 85 grey levels darker than the product.
+    assert np.median(change[defect]) > 55
+    assert not change[~on_image(region, window, image.shape)].any()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_window_beside_the_image_changes_nothing(backend: Backend) -> None:
+    image = textured(0, 40, 40)
+    drawn = np.zeros((32, 32, 3), np.uint8)
+    out = blended(image, Window(60, 0, 32), drawn, np.ones((32, 32), bool), backend)
+    np.testing.assert_array_equal(out, image)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_what_was_drawn_like_the_image_leaves_it_as_it_is(backend: Backend) -> None:
+    image = textured(0, 64, 64)
+    window, region = Window(8, 8, 32), square(32, 6, 6, 20, 20)
+    out = blended(image, window, crop_window(image, window), region, backend)
+    # seamlessClone solves in floating point and rounds down.
+    assert np.abs(out.astype(int) - image).max() <= (1 if backend == "poisson" else 0)
+
+
+def test_diffusion_leaves_the_image_where_its_own_view_of_it_was_drawn() -> None:
+    image = textured(0, 100, 100)
+    window = Window(5, 5, 80)
+    out = blended(image, window, resize(crop_window(image, window), 32), np.ones((32, 32), bool), "diffusion")
+    np.testing.assert_array_equal(out, image)
+
+
+def test_diffusion_drops_a_change_too_faint_to_be_a_defect() -> None:
+    image = np.full((64, 64, 3), 100, np.uint8)
+    region = square(32, 4, 4, 24, 24)
+    faint = blended(image, Window(0, 0, 64), np.full((32, 32, 3), 104, np.uint8), region, "diffusion")
+    strong = blended(image, Window(0, 0, 64), np.full((32, 32, 3), 160, np.uint8), region, "diffusion")
+    np.testing.assert_array_equal(faint, image)
+    assert (strong[32, 32] == 160).all()
+
+
+def striped_with(shade: int, backend: Backend) -> tuple[np.ndarray, np.ndarray]:
+    """The middle of a defect drawn on stripes of single pixels, and the stripes: 90 and 110, at the generator's 1:4 an
+    even grey of 100."""
+    image = np.full((128, 128, 3), 90, np.uint8)
+    image[:, ::2] = 110
+    drawn = resize(image, 32)
+    assert (drawn == 100).all()
+    drawn[10:22, 10:22] = shade
+    out = blended(image, Window(0, 0, 128), drawn, square(32, 6, 6, 20, 20), backend)
+    middle = np.s_[52:76, 52:76]
+    return out[middle].astype(int), image[middle].astype(int)
+
+
+def test_fine_texture_of_the_product_survives_under_a_diffused_defect() -> None:
+    out, clean = striped_with(130, "diffusion")
+    assert (out - clean == 30).all()
+    pasted, _ = striped_with(130, "paste")
+    assert (pasted == 130).all()
+
+
+def test_defect_that_hides_the_product_shows_none_of_its_texture() -> None:
+    out, _ = striped_with(250, "diffusion")
+    assert (out == 250).all()
+
+
+def test_feather_fades_a_change_towards_the_border_of_the_region_alone() -> None:
+    image = np.full((64, 64, 3), 100, np.uint8)
+    drawn = np.full((64, 64, 3), 180, np.uint8)
+    region = square(64, 10, 10, 30, 30)
+    hard = blended(image, Window(0, 0, 64), drawn, region, "diffusion", feather_px=0)[25, 8:20, 0].tolist()
+    assert hard == [100] * 2 + [180] * 10
+    # A quarter of the change more with every pixel.
+    soft = blended(image, Window(0, 0, 64), drawn, region, "diffusion", feather_px=3)[25, 8:20, 0].tolist()
+    assert soft == [100, 100, 120, 140, 160] + [180] * 7
+
+
+@pytest.mark.parametrize("window", [Window(0, 0, 64), Window(-8, 0, 64), Window(0, 15, 40)])
+def test_defect_at_the_edge_of_the_image_is_not_faded_there(window: Window) -> None:
+    image = np.full((64, 64, 3), 100, np.uint8)
+    drawn = np.full((64, 64, 3), 180, np.uint8)
+    out = blended(image, window, drawn, square(64, 0, 20, 30, 30), "diffusion", feather_px=3)
+    assert (out[35, :10] == 180).all()
+
+
+def test_defect_at_the_edge_of_a_window_inside_the_image_is_faded_there() -> None:
+    image = np.full((100, 100, 3), 100, np.uint8)
+    drawn = np.full((64, 64, 3), 180, np.uint8)
+    out = blended(image, Window(20, 20, 64), drawn, square(64, 0, 20, 30, 30), "diffusion", feather_px=3)
+    assert out[55, 18:26, 0].tolist() == [100, 100, 120, 140, 160, 180, 180, 180]
+
+
+CORNERS = [(0, 0), (30, 0), (63, 63), (0, 40), (28, 30)]
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 4])
+@pytest.mark.parametrize("corner", CORNERS)
+def test_poisson_blends_a_defect_of_a_few_pixels_anywhere(size: int, corner: tuple[int, int]) -> None:
+    image = np.full((64, 64, 3), 100, np.uint8)
+    outline = square(64, *corner, size, size)
+    drawn = image.copy()
+    drawn[outline] = 20
+    out = blended(image, Window(0, 0, 64), drawn, np.ones((64, 64), bool), "poisson", outline=outline)
+    assert out[outline].mean() < 60
+    assert np.abs(out[~outline].astype(int) - 100).max() <= 3
+
+
+@pytest.mark.parametrize("size", [7, 8, 20])
+def test_poisson_keeps_the_contrast_of_a_closely_outlined_defect_in_its_place(size: int) -> None:
+    image = textured(0, 64, 64)
+    outline = square(64, 20, 24, size, size)
+    drawn = np.full((64, 64, 3), 140, np.uint8)  # taken from brighter product
+    drawn[outline] = 60
+    out = blended(image, Window(0, 0, 64), drawn, np.ones((64, 64), bool), "poisson", outline=outline).astype(int)
+    assert out[outline].mean() == pytest.approx(100 - 80, abs=8)
+    changed = np.abs(out - image).max(axis=2) > 40
+    np.testing.assert_array_equal(changed, outline)
+
+
+def test_region_is_scaled_without_shades() -> None:
+    region = np.array([[True, False], [False, False]])
+    expected = np.zeros((4, 4), bool)
+    expected[:2, :2] = True
+    np.testing.assert_array_equal(scaled_region(region, 4), expected)

@@ -1,0 +1,275 @@
+from __future__ import annotations
+
+import cv2
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from defectgen.boxes import iou_xyxy
+from defectgen.crops import Crop, annotation_mask, centre, crop_side, with_surroundings
+from defectgen.inpaint.placement import Model, Placement, Turn, draw_turn, find_place
+from defectgen.records import XYXY, Annotation
+from defectgen.windows import crop_window, resize, window_at, window_side
+
+WINDOW_PX = 32
+
+
+def product(seed: int, width: int = 160, height: int = 120) -> np.ndarray:
+    """A product image of soft, coarse texture."""
+    noise = np.random.default_rng(seed).integers(0, 256, (height, width, 3)).astype(np.uint8)
+    return cv2.normalize(cv2.GaussianBlur(noise, (0, 0), 5), None, 70, 170, cv2.NORM_MINMAX)
+
+
+def with_spot(image: np.ndarray, x: int, y: int) -> np.ndarray:
+    """`image` with a cross on a dark pad, centred at (x, y): the kind of place where the defect occurs."""
+    out = image.copy()
+    out[y - 14 : y + 14, x - 14 : x + 14] = 10
+    out[y - 10 : y + 10, x - 3 : x + 3] = (250, 220, 40)
+    out[y - 3 : y + 3, x - 14 : x + 4] = (250, 40, 40)
+    return out
+
+
+def model_of(clean: np.ndarray, xyxy: XYXY, class_id: int = 0) -> Model:
+    """The model that a defect marked at `xyxy` of `clean` makes."""
+    size_wh = (clean.shape[1], clean.shape[0])
+    side = window_side(xyxy, size_wh, window_px=WINDOW_PX, context_factor=2.0)
+    window = window_at(((xyxy[0] + xyxy[2]) / 2, (xyxy[1] + xyxy[3]) / 2), side, size_wh)
+    around = with_surroundings(window, WINDOW_PX)
+
+    def cut(array: np.ndarray) -> np.ndarray:
+        return resize(crop_window(array, around), crop_side(WINDOW_PX))
+
+    x1, y1, x2, y2 = xyxy
+    touches = (x1 <= 1.5, y1 <= 1.5, x2 >= size_wh[0] - 1.5, y2 >= size_wh[1] - 1.5)
+    mask = cut(annotation_mask(Annotation(class_id, xyxy), size_wh))
+    crop = Crop(cut(clean), mask, class_id, "part.png", 0, window, xyxy, touches=touches)
+    return Model(crop, centre(crop.image, WINDOW_PX))
+
+
+def place(
+    image: np.ndarray,
+    model: Model,
+    *,
+    turn: Turn | None = None,
+    scale: float = 1.0,
+    taken: tuple[XYXY, ...] = (),
+    max_overlap: float = 0.0,
+    allowed: np.ndarray | None = None,
+    top: int = 1,
+    seed: int = 0,
+) -> Placement | None:
+    return find_place(
+        image,
+        [model],
+        0,
+        turn=turn or Turn(),
+        scale=scale,
+        taken=taken,
+        max_overlap=max_overlap,
+        allowed=allowed,
+        top=top,
+        rng=np.random.default_rng(seed),
+    )
+
+
+def found(image: np.ndarray, model: Model, **options) -> Placement:
+    placement = place(image, model, **options)
+    assert placement is not None
+    return placement
+
+
+def centre_of(xyxy: XYXY) -> tuple[float, float]:
+    return ((xyxy[0] + xyxy[2]) / 2, (xyxy[1] + xyxy[3]) / 2)
+
+
+def test_defect_goes_where_the_image_looks_like_its_models_surroundings() -> None:
+    model = model_of(with_spot(product(0), 50, 60), (40, 50, 60, 70), class_id=3)
+    for x, y in [(110, 40), (30, 90), (80, 60)]:
+        placement = found(with_spot(product(1), x, y), model)
+        assert centre_of(placement.asked_xyxy) == pytest.approx((x, y), abs=3)
+        assert placement.class_id == 3 and placement.model == 0
+        x1, y1, x2, y2 = placement.asked_xyxy
+        assert (x2 - x1, y2 - y1) == pytest.approx((20, 20), abs=3)
+
+
+def test_its_own_place_differs_least() -> None:
+    image = with_spot(product(0), 50, 60)
+    model = model_of(image, (40, 50, 60, 70))
+    at_home, elsewhere = found(image, model), found(product(0), model)
+    assert 0 <= at_home.difference < 0.2 * elsewhere.difference
+
+
+def test_mirrored_model_goes_to_the_mirrored_place() -> None:
+    image = with_spot(product(0), 50, 60)
+    model = model_of(image, (46, 50, 76, 70))
+    mirrored = np.ascontiguousarray(image[:, ::-1])
+    placement = found(mirrored, model, turn=Turn(flip_x=True))
+    # The box is mirrored too: 160 - 76, 160 - 46.
+    assert placement.asked_xyxy == pytest.approx((84, 50, 114, 70), abs=3)
+
+
+def test_scale_is_the_size_over_that_of_the_model() -> None:
+    model = model_of(product(0), (60, 50, 90, 60))
+    for scale in (0.7, 1.0, 1.4):
+        placement = found(product(1), model, scale=scale)
+        x1, y1, x2, y2 = placement.asked_xyxy
+        assert placement.window.side == round(60 * scale)
+        assert (x2 - x1, y2 - y1) == pytest.approx((30 * scale, 10 * scale), abs=1.5 * 60 * scale / WINDOW_PX)
+
+
+def test_asked_box_is_the_outlines_and_the_region_is_around_it() -> None:
+    placement = found(product(1), model_of(product(0), (60, 50, 90, 60)))
+    ys, xs = np.nonzero(placement.outline >= 128)
+    to_image, window = placement.window.side / WINDOW_PX, placement.window
+    box = (xs.min() * to_image, ys.min() * to_image, (xs.max() + 1) * to_image, (ys.max() + 1) * to_image)
+    expected = np.add(box, (window.x, window.y, window.x, window.y))
+    assert placement.asked_xyxy == pytest.approx(tuple(expected), abs=0.001)
+    assert placement.region.shape == placement.outline.shape == (WINDOW_PX, WINDOW_PX)
+    assert placement.region[placement.outline >= 128].all() and not placement.region.all()
+
+
+def test_same_rng_gives_the_same_place_and_top_spreads_places() -> None:
+    # Two tiles of the same product: many places are alike.
+    image = np.tile(product(0, 80, 60), (3, 3, 1))
+    model = model_of(image, (90, 70, 105, 80))
+    boxes = [found(image, model, top=8, seed=seed).asked_xyxy for seed in range(30)]
+    assert boxes == [found(image, model, top=8, seed=seed).asked_xyxy for seed in range(30)]
+    assert 2 <= len(set(boxes)) <= 8
+    assert len({found(image, model, top=1, seed=seed).asked_xyxy for seed in range(10)}) == 1
+
+
+def test_taken_places_are_left_out() -> None:
+    image = with_spot(product(1), 110, 40)
+    model = model_of(with_spot(product(0), 50, 60), (40, 50, 60, 70))
+    best = found(image, model).asked_xyxy
+    other = found(image, model, taken=(best,)).asked_xyxy
+    assert iou_xyxy(other, best) == 0
+    assert found(image, model, taken=(best,), max_overlap=1.0).asked_xyxy == best
+
+
+def test_no_place_is_found_where_all_is_taken_or_denied_or_too_small() -> None:
+    image, model = product(1), model_of(product(0), (60, 50, 90, 60))
+    assert place(image, model, taken=((0, 0, 160, 120),)) is None
+    assert place(image, model, allowed=np.zeros((120, 160), bool)) is None
+    narrow = np.zeros((120, 160), bool)
+    narrow[50:56] = True  # 6 px high, for a defect of 10
+    assert place(image, model, allowed=narrow) is None
+    assert place(product(1, 28, 100), model) is None
+    assert place(image, model, allowed=np.ones((120, 160), bool)) is not None
+
+
+def test_model_without_a_mask_finds_no_place() -> None:
+    model = model_of(product(0), (60, 50, 90, 60))
+    blank = Crop(model.crop.image, np.zeros_like(model.crop.mask), 0, "part.png", 0, model.crop.window, model.crop.xyxy)
+    assert place(product(1), Model(blank, model.twin)) is None
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.data())
+def test_place_is_inside_free_and_allowed(data: st.DataObject) -> None:
+    x1, y1 = data.draw(st.integers(3, 120)), data.draw(st.integers(3, 80))
+    xyxy = (x1, y1, data.draw(st.integers(x1 + 2, 155)), data.draw(st.integers(y1 + 2, 115)))
+    model = model_of(product(0), xyxy)
+    width, height = data.draw(st.integers(40, 200)), data.draw(st.integers(40, 200))
+    image = product(data.draw(st.integers(0, 5)), width, height)
+    rng = np.random.default_rng(data.draw(st.integers(0, 1000)))
+    corners = [(rng.integers(width - 10), rng.integers(height - 10)) for _ in range(data.draw(st.integers(0, 4)))]
+    taken = tuple(
+        (float(x), float(y), float(x + rng.integers(4, 60)), float(y + rng.integers(4, 60))) for x, y in corners
+    )
+    max_overlap = data.draw(st.sampled_from([0.0, 0.1, 0.5]))
+    allowed = np.ones((height, width), bool)
+    if data.draw(st.booleans()):
+        allowed[:, : width // 3] = False
+    turn = Turn(data.draw(st.booleans()), data.draw(st.booleans()), data.draw(st.sampled_from([0.0, 15.0, -90.0])))
+    scale = data.draw(st.sampled_from([0.5, 1.0, 1.2]))
+    placement = place(
+        image, model, turn=turn, scale=scale, taken=taken, max_overlap=max_overlap, allowed=allowed, top=4, seed=1
+    )
+    if placement is None:
+        return
+    left, upper, right, lower = placement.asked_xyxy
+    assert 0 <= left < right <= width and 0 <= upper < lower <= height
+    assert all(iou_xyxy(placement.asked_xyxy, other) <= max_overlap + 1e-3 for other in taken)
+    # Every pixel whose centre the box covers.
+    assert allowed[round(upper) : round(lower), round(left) : round(right)].all()
+    assert placement.difference >= 0
+
+
+def test_free_place_is_found_in_a_large_image_whatever_the_defect() -> None:
+    for xyxy in [(80, 60, 83, 63), (20, 20, 140, 30), (70, 5, 80, 115), (60, 50, 90, 60)]:
+        for seed in range(3):
+            assert place(product(seed, 400, 300), model_of(product(9), xyxy)) is not None
+
+
+EDGE_BOXES: list[XYXY] = [(0, 50, 20, 60), (140, 50, 160, 60), (70, 0, 80, 25), (70, 100, 80, 120), (0, 0, 18, 14)]
+
+
+@pytest.mark.parametrize("xyxy", EDGE_BOXES)
+@pytest.mark.parametrize("turn", [Turn(), Turn(flip_x=True), Turn(flip_y=True), Turn(True, True)])
+def test_defect_at_an_edge_stays_at_that_edge(xyxy: XYXY, turn: Turn) -> None:
+    placement = found(product(1), model_of(product(0), xyxy), turn=turn)
+    x1, y1, x2, y2 = placement.asked_xyxy
+    near = 6  # two pixels of the generator and the grid of compared places
+    left, right = (160 - x2, 160 - x1) if turn.flip_x else (x1, x2)
+    top, bottom = (120 - y2, 120 - y1) if turn.flip_y else (y1, y2)
+    assert left <= near or xyxy[0] > 0
+    assert top <= near or xyxy[1] > 0
+    assert right >= 160 - near or xyxy[2] < 160
+    assert bottom >= 120 - near or xyxy[3] < 120
+
+
+@pytest.mark.parametrize("scale", [0.9, 1.0, 1.2])
+def test_crack_through_the_whole_image_runs_through_it_again(scale: float) -> None:
+    model = model_of(product(0, 128, 128), (0, 50, 128, 70))
+    x1, y1, x2, y2 = found(product(1, 128, 128), model, scale=scale).asked_xyxy
+    assert x1 <= 16 and x2 >= 112
+    assert y2 - y1 == pytest.approx(20 * scale, abs=1.5 * 144 / WINDOW_PX)
+
+
+def test_mirror_image_beyond_the_edge_is_not_asked_for() -> None:
+    # The window reaches 8 px past the image, where the upper part of the crack is mirrored.
+    model = model_of(product(0, 128, 128), (0, 3, 128, 12))
+    placement = found(product(1, 128, 128), model)
+    _, y1, _, y2 = placement.asked_xyxy
+    assert y2 - y1 == pytest.approx(9, abs=1.5 * 144 / WINDOW_PX)
+
+
+def test_edges_that_a_turned_defect_touches_by_hand() -> None:
+    left_and_top = (True, True, False, False)
+    assert Turn().touches(left_and_top) == left_and_top
+    assert Turn(flip_x=True).touches(left_and_top) == (False, True, True, False)
+    assert Turn(flip_y=True).touches(left_and_top) == (True, False, False, True)
+    assert Turn(True, True).touches(left_and_top) == (False, False, True, True)
+
+
+def test_turns_by_hand() -> None:
+    image = np.array([[1, 2, 3], [4, 5, 6], [7, 8, 9]], np.uint8)
+    assert Turn().apply(image).tolist() == image.tolist()
+    assert Turn(flip_x=True).apply(image).tolist() == [[3, 2, 1], [6, 5, 4], [9, 8, 7]]
+    assert Turn(flip_y=True).apply(image).tolist() == [[7, 8, 9], [4, 5, 6], [1, 2, 3]]
+    # Counter-clockwise: the right column becomes the top row.
+    assert Turn(angle_deg=90).apply(image).tolist() == [[3, 6, 9], [2, 5, 8], [1, 4, 7]]
+    # Mirrored first, then rotated: the left column comes to the top.
+    assert Turn(flip_x=True, angle_deg=90).apply(image).tolist() == [[1, 4, 7], [2, 5, 8], [3, 6, 9]]
+    colour = np.dstack([image] * 3)
+    assert Turn(flip_x=True, angle_deg=90).apply(colour)[0, :, 2].tolist() == [1, 4, 7]
+
+
+def test_drawn_turns_keep_to_what_is_allowed() -> None:
+    rng = np.random.default_rng(0)
+    still = [draw_turn(rng, flip=False, rotate_deg=0) for _ in range(20)]
+    assert set(still) == {Turn()}
+    free = [draw_turn(rng, flip=True, rotate_deg=30) for _ in range(200)]
+    assert {(turn.flip_x, turn.flip_y) for turn in free} == {(x, y) for x in (False, True) for y in (False, True)}
+    angles = [turn.angle_deg for turn in free]
+    assert min(angles) < -20 and max(angles) > 20 and max(map(abs, angles)) <= 30
+
+
+def test_placement_is_described_by_json_values() -> None:
+    placement = found(product(1), model_of(product(0), (60, 50, 90, 60)), turn=Turn(True, False, 12.5))
+    described = placement.to_json()
+    assert described["window"] == [placement.window.x, placement.window.y, placement.window.side]
+    assert (described["flip_x"], described["flip_y"], described["angle_deg"]) == (True, False, 12.5)
+    assert described["model"] == 0 and described["difference"] == pytest.approx(placement.difference, abs=0.05)

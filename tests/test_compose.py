@@ -1,0 +1,475 @@
+"""Composites with a stand-in generator: what it draws is known, so that labels and pixels can be told right from wrong."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+
+from defectgen.boxes import iou_xyxy
+from defectgen.compose import base_image, clean_indexes, compose, compose_copy_paste
+from defectgen.crops import centre
+from defectgen.diffusion.pipelines import DefectOutput
+from defectgen.errors import RunError
+from defectgen.images import encode_image, read_rgb, sha256_file
+from defectgen.inpaint.backends import scaled_region
+from defectgen.inpaint.placement import Model
+from defectgen.records import Annotation, Composite, Sources
+from defectgen.studio import Studio, real_crops
+from defectgen.windows import Window
+
+SIDE = 32
+
+
+class Blobs:
+    """Draws a blob inside each region, darker or brighter than the product there; its seed sets by how much."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[tuple[int, ...], list[int]]] = []
+
+    def __call__(
+        self, windows: np.ndarray, regions: np.ndarray, class_ids: Sequence[int], *, seeds: Sequence[int], **options: Any
+    ) -> DefectOutput:
+        self.calls.append((windows.shape, list(seeds)))
+        images = windows.copy()
+        for image, region, seed in zip(images, regions, seeds, strict=True):
+            inner = cv2.erode(region.astype(np.uint8), np.ones((5, 5), np.uint8), borderValue=0).astype(bool)
+            shift = 60 + seed % 40
+            brighter = image.mean() < 128
+            image[inner] = np.clip(image[inner].astype(int) + (shift if brighter else -shift), 0, 255)
+        return DefectOutput(images=images, masks=regions.astype(np.float32))
+
+
+class Verdict:
+    """A screen that gives every window the same probabilities."""
+
+    def __init__(self, probabilities: Sequence[float]) -> None:
+        self.given = np.array(probabilities, np.float32)
+
+    def probabilities(self, image: np.ndarray, region: np.ndarray, *, model: int) -> np.ndarray:
+        assert image.shape == (SIDE, SIDE, 3) and region.shape == (SIDE, SIDE) and model >= 0
+        return self.given
+
+    def threshold(self, class_id: int, min_probability: float) -> float:
+        return min_probability
+
+
+def make_studio(recipe: Any, sources: Sources, *, screen: Any = None, margin: float = 0.0) -> Studio:
+    """Every real defect of the budget; its own window stands for its clean twin."""
+    models = [Model(crop, np.ascontiguousarray(centre(crop.image, SIDE))) for crop in real_crops(recipe, sources)]
+    return Studio(Blobs(), models, screen, [margin] * len(sources.class_names), "f00d")  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def recipe(toys: Any) -> Any:
+    return toys.recipe(inpaint={"backend": "diffusion"}, synth={"num_images": 12, "clean_share": 0.25})
+
+
+@pytest.fixture
+def studio(recipe: Any, demo_sources: Sources) -> Studio:
+    return make_studio(recipe, demo_sources)
+
+
+def composites(recipe: Any, sources: Sources, studio: Studio) -> list[Composite]:
+    return [compose(recipe, sources, studio, index) for index in range(recipe.synth.num_images)]
+
+
+def changed(composite: Composite) -> np.ndarray:
+    return np.any(composite.image != read_rgb(composite.source.path), axis=2)
+
+
+def inside(box: Sequence[float], mask: np.ndarray) -> np.ndarray:
+    x1, y1, x2, y2 = int(box[0]), int(box[1]), int(np.ceil(box[2])), int(np.ceil(box[3]))
+    return mask[y1:y2, x1:x2]
+
+
+def test_image_is_a_pure_function_of_its_index(recipe: Any, demo_sources: Sources, studio: Studio) -> None:
+    forwards = composites(recipe, demo_sources, studio)
+    backwards = [compose(recipe, demo_sources, make_studio(recipe, demo_sources), index) for index in reversed(range(12))]
+    for one, other in zip(forwards, reversed(backwards), strict=True):
+        assert one == other
+        assert (one.image == other.image).all() and (one.mask == other.mask).all()
+    assert len({composite.image.tobytes() for composite in forwards}) == 12
+
+
+def test_another_seed_gives_other_images(recipe: Any, demo_sources: Sources, studio: Studio) -> None:
+    other_recipe = recipe.model_copy(update={"seed": 1})
+    index = next(index for index in range(12) if index not in clean_indexes(recipe) | clean_indexes(other_recipe))
+    one = compose(recipe, demo_sources, studio, index)
+    other = compose(other_recipe, demo_sources, studio, index)
+    assert one.placed and other.placed and one.placed != other.placed
+
+
+@pytest.mark.parametrize(
+    ("num_images", "share", "expected"), [(12, 0.25, 3), (10, 0, 0), (10, 0.15, 2), (3, 1, 2), (1, 1, 0)]
+)
+def test_clean_images_are_as_many_as_asked_for_but_never_all(
+    toys: Any, num_images: int, share: float, expected: int
+) -> None:
+    recipe = toys.recipe(synth={"num_images": num_images, "clean_share": share})
+    clean = clean_indexes(recipe)
+    assert len(clean) == expected and clean <= set(range(num_images))
+
+
+def test_clean_image_is_its_source_with_no_label(recipe: Any, demo_sources: Sources, studio: Studio) -> None:
+    for index in clean_indexes(recipe):
+        composite = compose(recipe, demo_sources, studio, index)
+        assert (composite.image == read_rgb(composite.source.path)).all() and not composite.mask.any()
+        assert (composite.placed, composite.kept, composite.rejected) == ((), (), ())
+        assert composite.source_sha256 == sha256_file(composite.source.path)
+
+
+def test_all_clean_images_are_used_equally_often(recipe: Any, demo_sources: Sources) -> None:
+    assert len(demo_sources.train_clean) == 6
+    laps = [[base_image(recipe, demo_sources, 6 * lap + i, attempt=0).name for i in range(6)] for lap in range(3)]
+    names = {image.name for image in demo_sources.train_clean}
+    assert all(set(lap) == names for lap in laps)
+    assert len({tuple(lap) for lap in laps}) > 1
+
+
+def test_another_attempt_takes_another_base(recipe: Any, demo_sources: Sources) -> None:
+    tried = Counter(base_image(recipe, demo_sources, 0, attempt=attempt).name for attempt in range(6))
+    assert len(tried) > 2
+
+
+def test_number_of_defects_is_within_the_asked_and_classes_are_mixed(
+    recipe: Any, demo_sources: Sources, studio: Studio
+) -> None:
+    made = composites(recipe, demo_sources, studio)
+    counts = [len(composite.placed) for composite in made if composite.placed]
+    assert len(counts) == 9 and min(counts) >= 1 and max(counts) <= 3 and len(set(counts)) > 1
+    assert {placed.class_id for composite in made for placed in composite.placed} == {0, 1, 2, 3}
+
+
+def test_pixels_outside_the_regions_are_those_of_the_source(
+    recipe: Any, demo_sources: Sources, studio: Studio
+) -> None:
+    seen = 0
+    for composite in composites(recipe, demo_sources, studio):
+        elsewhere = np.ones(composite.mask.shape, bool)
+        for placed in composite.placed:
+            # The region lies within a margin of at most 6 of the window's pixels around the box asked for.
+            slack = 8 * Window(*placed.placement["window"]).side / SIDE
+            x1, y1, x2, y2 = placed.asked_xyxy
+            inside((max(x1 - slack, 0), max(y1 - slack, 0), x2 + slack, y2 + slack), elsewhere)[...] = False
+            seen += 1
+        assert not (changed(composite) & elsewhere).any()
+    assert seen >= 9
+
+
+def test_label_holds_what_visibly_changed_and_nothing_else_did(
+    recipe: Any, demo_sources: Sources, studio: Studio
+) -> None:
+    for composite in composites(recipe, demo_sources, studio):
+        source = read_rgb(composite.source.path)
+        visible = cv2.absdiff(composite.image, source).max(axis=2) >= recipe.labels.min_change
+        unexplained = visible.copy()
+        for placed in composite.placed:
+            mask = inside(placed.changed_xyxy, composite.mask == placed.class_id + 1)
+            assert mask.any(axis=0)[[0, -1]].all() and mask.any(axis=1)[[0, -1]].all(), "the box is not tight"
+            assert placed.label_xyxy == placed.changed_xyxy
+            assert placed.polygons
+            inside(placed.changed_xyxy, unexplained)[...] = False
+        assert (composite.mask > 0)[~visible].sum() == 0
+        # Specks and hair lines are no part of a defect.
+        assert unexplained.sum() <= 0.1 * visible.sum()
+
+
+def test_annotators_margin_widens_the_label_unless_tight_is_asked_for(recipe: Any, demo_sources: Sources) -> None:
+    studio = make_studio(recipe, demo_sources, margin=2)
+    index = next(index for index in range(12) if index not in clean_indexes(recipe))
+    (placed, *_) = compose(recipe, demo_sources, studio, index).placed
+    x1, y1, x2, y2 = placed.changed_xyxy
+    assert placed.label_xyxy == (max(x1 - 2, 0), max(y1 - 2, 0), min(x2 + 2, 128), min(y2 + 2, 128))
+    tight = recipe.model_copy(update={"labels": recipe.labels.model_copy(update={"margin": "tight"})})
+    (placed, *_) = compose(tight, demo_sources, studio, index).placed
+    assert placed.label_xyxy == placed.changed_xyxy
+
+
+def test_labels_do_not_overlap(toys: Any, demo_sources: Sources) -> None:
+    recipe = toys.recipe(
+        inpaint={"backend": "diffusion"}, place={"per_image": (3, 3)}, synth={"num_images": 8, "clean_share": 0}
+    )
+    pairs = 0
+    for composite in composites(recipe, demo_sources, make_studio(recipe, demo_sources, margin=2)):
+        labels = [placed.label_xyxy for placed in composite.placed]
+        for number, label in enumerate(labels):
+            assert all(iou_xyxy(label, other) == 0 for other in labels[:number])
+            pairs += number
+    assert pairs > 5
+
+
+def test_windows_are_drawn_in_batches_of_one_size_with_seeds_of_their_own(
+    recipe: Any, demo_sources: Sources, studio: Studio
+) -> None:
+    composites(recipe, demo_sources, studio)
+    blobs: Any = studio.pipeline
+    assert len({shape for shape, _ in blobs.calls}) == 1
+    seeds = [seed for _, batch in blobs.calls for seed in batch]
+    assert len(seeds) == len(set(seeds)) > 30
+
+
+def test_scores_of_the_screen_are_kept(toys: Any, demo_sources: Sources) -> None:
+    recipe = toys.recipe(inpaint={"backend": "diffusion"}, screen={"classifier": True, "min_probability": 0.2})
+    studio = make_studio(recipe, demo_sources, screen=Verdict([0.21, 0.21, 0.21, 0.21, 0.16]))
+    placed = [placed for composite in composites(recipe, demo_sources, studio) for placed in composite.placed]
+    assert placed and all(one.placement["probability"] == 0.21 for one in placed)
+
+
+@pytest.mark.parametrize(
+    ("probabilities", "reason"),
+    [((0.1, 0.1, 0.1, 0.1, 0.6), "taken for clean"), ((0.39, 0.39, 0.39, 0.39, 0), "taken for another class")],
+)
+def test_screen_that_refuses_all_fails_with_counted_reasons(
+    toys: Any, demo_sources: Sources, probabilities: tuple[float, ...], reason: str
+) -> None:
+    recipe = toys.recipe(
+        inpaint={"backend": "diffusion"},
+        screen={"classifier": True, "max_attempts": 2},
+        synth={"clean_share": 0, "max_tries": 3},
+    )
+    with pytest.raises(RunError) as caught:
+        compose(recipe, demo_sources, make_studio(recipe, demo_sources, screen=Verdict(probabilities)), 0)
+    message = str(caught.value)
+    assert message.startswith("image 0: no defect was accepted on 3 clean images (")
+    # 3 images, 2 rounds each, 4 windows a round.
+    assert f"24 x {reason}" in message
+    assert "fit longer (generator.steps), or screen less (screen.min_probability, labels.min_change)" in message
+
+
+def test_change_that_nobody_sees_is_refused_and_counted(toys: Any, demo_sources: Sources) -> None:
+    recipe = toys.recipe(
+        inpaint={"backend": "diffusion"}, labels={"min_change": 255}, synth={"clean_share": 0, "max_tries": 1}
+    )
+    with pytest.raises(RunError, match=r"image 2: no defect was accepted on 1 clean images \(24 x no visible change\)"):
+        compose(recipe, demo_sources, make_studio(recipe, demo_sources), 2)
+
+
+def test_change_far_smaller_than_asked_is_refused(toys: Any, demo_sources: Sources) -> None:
+    recipe = toys.recipe(
+        inpaint={"backend": "diffusion"}, labels={"min_area_fraction": 1.0}, synth={"clean_share": 0, "num_images": 8}
+    )
+    accepted = []
+    for index in range(8):
+        try:
+            composite = compose(recipe, demo_sources, make_studio(recipe, demo_sources), index)
+        except RunError as error:
+            assert "smaller than asked" in str(error)
+            continue
+        accepted += composite.placed
+    for placed in accepted:
+        (a1, b1, a2, b2), (x1, y1, x2, y2) = placed.label_xyxy, placed.asked_xyxy
+        assert (a2 - a1) * (b2 - b1) >= (x2 - x1) * (y2 - y1)
+
+
+def test_refusals_of_an_accepted_image_are_kept_with_class_and_value(toys: Any, demo_sources: Sources) -> None:
+    recipe = toys.recipe(
+        inpaint={"backend": "diffusion"},
+        screen={"classifier": True},
+        synth={"clean_share": 0},
+        place={"per_image": (3, 3)},
+    )
+    studio = make_studio(recipe, demo_sources, screen=Verdict([0.9, 0.9, 0.1, 0.1, 0]))
+    made = composites(recipe, demo_sources, studio)
+    assert {placed.class_id for composite in made for placed in composite.placed} <= {0, 1}
+    refused = [one for composite in made for one in composite.rejected]
+    assert {one.class_id for one in refused if one.reason == "taken for another class"} == {2, 3}
+    assert {one.detail for one in refused if one.class_id == 2} == {"probability 0.10 of its class, at least 0.40"}
+
+
+@pytest.mark.parametrize("backend", ["paste", "poisson"])
+def test_other_back_ends_place_patches_drawn_from_noise(toys: Any, fitted: Any, backend: str) -> None:
+    from defectgen.studio import load_studio
+
+    recipe = toys.recipe(inpaint={"backend": backend}, synth={"clean_share": 0})
+    studio = load_studio(recipe, fitted.sources, fitted.out / "generator")
+    one, again = (compose(recipe, fitted.sources, studio, 0) for _ in range(2))
+    assert one.placed and one == again and (one.image == again.image).all()
+    assert (changed(one) & (one.mask > 0)).any()
+
+
+def test_low_strength_starts_from_patches(toys: Any, fitted: Any) -> None:
+    from defectgen.studio import load_studio
+
+    class Recording:
+        """The fitted pipeline; keeps the patches it was given."""
+
+        def __init__(self, pipeline: Any) -> None:
+            self.pipeline, self.patches = pipeline, []
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self.pipeline, name)
+
+        def __call__(self, *args: Any, patches: np.ndarray | None, **options: Any) -> DefectOutput:
+            self.patches.append(patches)
+            return self.pipeline(*args, patches=patches, **options)
+
+    given = []
+    for strength in (0.4, 1.0):
+        recipe = toys.recipe(
+            inpaint={"backend": "diffusion", "strength": strength}, synth={"clean_share": 0, "max_tries": 1}
+        )
+        studio = load_studio(recipe, fitted.sources, fitted.out / "generator")
+        recording = Recording(studio.pipeline)
+        try:
+            compose(recipe, fitted.sources, replace(studio, pipeline=recording), 0)
+        except RunError as error:
+            assert "no defect was accepted" in str(error)
+        given.append(recording.patches[0])
+    assert given[0].shape == (4, SIDE, SIDE, 4) and given[0].dtype == np.uint8
+    assert given[1] is None
+
+
+def test_base_defective_keeps_the_real_defects_and_no_synthetic_one_touches_them(
+    toys: Any, demo_sources: Sources
+) -> None:
+    recipe = toys.recipe(
+        data={"base": "defective"},
+        inpaint={"backend": "diffusion"},
+        place={"per_image": (2, 3)},
+        synth={"num_images": 10, "clean_share": 0.5},
+    )
+    assert clean_indexes(recipe) == frozenset()
+    num_kept = 0
+    for composite in composites(recipe, demo_sources, make_studio(recipe, demo_sources, margin=2)):
+        assert composite.source in demo_sources.train
+        assert composite.kept == composite.source.annotations and composite.placed
+        for annotation in composite.kept:
+            num_kept += 1
+            assert all(iou_xyxy(placed.label_xyxy, annotation.xyxy) == 0 for placed in composite.placed)
+            assert not inside(annotation.xyxy, composite.mask).any()
+            assert not inside(annotation.xyxy, changed(composite)).any(), "pixels of a real defect changed"
+    assert num_kept >= 10
+
+
+def write_mask(path: Path, size_wh: tuple[int, int] = (128, 128), *, left: int = 0, right: int = 0) -> Path:
+    mask = np.zeros((size_wh[1], size_wh[0], 3), np.uint8)
+    mask[:, left:right] = 255
+    path.write_bytes(encode_image(mask, "png"))
+    return path
+
+
+def masked_recipe(toys: Any, mask: Path) -> Any:
+    return toys.recipe(
+        inpaint={"backend": "diffusion"},
+        place={"region_mask": str(mask)},
+        synth={"num_images": 8, "clean_share": 0, "max_tries": 2},
+    )
+
+
+def test_defects_are_asked_for_where_the_mask_is_white(toys: Any, demo_sources: Sources, tmp_path: Path) -> None:
+    recipe = masked_recipe(toys, write_mask(tmp_path / "mask.png", left=64, right=128))
+    boxes = [
+        placed.asked_xyxy
+        for composite in composites(recipe, demo_sources, make_studio(recipe, demo_sources))
+        for placed in composite.placed
+    ]
+    assert len(boxes) >= 8 and min(box[0] for box in boxes) >= 63.5
+
+
+def test_mask_that_denies_everything_leaves_no_place(toys: Any, demo_sources: Sources, tmp_path: Path) -> None:
+    recipe = masked_recipe(toys, write_mask(tmp_path / "mask.png"))
+    # 2 images, 6 rounds, 4 windows.
+    with pytest.raises(RunError, match=r"no defect was accepted on 2 clean images \(48 x no free place\)"):
+        compose(recipe, demo_sources, make_studio(recipe, demo_sources), 0)
+
+
+def test_folder_of_masks_is_looked_up_by_the_name_of_the_image(
+    toys: Any, demo_sources: Sources, tmp_path: Path
+) -> None:
+    for image in demo_sources.train_clean:
+        write_mask(tmp_path / image.name, right=64)
+    recipe = masked_recipe(toys, tmp_path)
+    studio = make_studio(recipe, demo_sources)
+    composite = compose(recipe, demo_sources, studio, 0)
+    assert composite.placed and max(placed.asked_xyxy[2] for placed in composite.placed) <= 64.5
+    base = base_image(recipe, demo_sources, 0, attempt=0)
+    (tmp_path / base.name).unlink()
+    with pytest.raises(RunError, match=rf"{tmp_path}: place\.region_mask has no image named {Path(base.name).stem}\.\*"):
+        compose(recipe, demo_sources, studio, 0)
+
+
+def test_mask_of_another_size_names_both_sizes(toys: Any, demo_sources: Sources, tmp_path: Path) -> None:
+    recipe = masked_recipe(toys, write_mask(tmp_path / "mask.png", (64, 32), right=64))
+    with pytest.raises(
+        RunError,
+        match=r"mask\.png: place\.region_mask must have the size of part\d+_a\.png, 128x128, got 64x32; resize it",
+    ):
+        compose(recipe, demo_sources, make_studio(recipe, demo_sources), 0)
+
+
+def copy_paste_row(model: int, window: Window, asked: tuple[float, ...], source: str, **turn: Any) -> dict[str, Any]:
+    placement = {"angle_deg": 0.0, "flip_x": False, "flip_y": False, "difference": 0.0}
+    placement |= {"model": model, "window": [window.x, window.y, window.side]} | turn
+    return {"index": 5, "source": source, "placed": [{"class_id": 0, "asked_xyxy": asked, "placement": placement}]}
+
+
+def block_sources(folder: Path) -> Sources:
+    """One grey part with a black and white block at (40, 48) of 16 x 8 px, one grey clean part."""
+    clean = np.full((96, 96, 3), 128, np.uint8)
+    real = clean.copy()
+    real[48:56, 40:48], real[48:56, 48:56] = 0, 255
+    from defectgen.records import LabelledImage
+
+    images = []
+    for name, image in (("real.png", real), ("clean.png", clean)):
+        (folder / name).write_bytes(encode_image(image, "png"))
+        marks = (Annotation(0, (36, 44, 60, 60)),) if name == "real.png" else ()
+        images.append(LabelledImage(folder / name, name, (96, 96), name, marks))
+    return Sources(("block",), (images[0],), (images[0],), (images[1],), (), ())
+
+
+@pytest.mark.parametrize("flip_x", [False, True])
+def test_copy_paste_puts_the_real_pixels_into_the_same_box(toys: Any, tmp_path: Path, flip_x: bool) -> None:
+    sources = block_sources(tmp_path)
+    recipe = toys.recipe()
+    studio = make_studio(recipe, sources)
+    crop = studio.models[0].crop
+    # The model's window, moved by 20 px right and 10 px down.
+    window = Window(crop.window.x + 20, crop.window.y + 10, crop.window.side)
+    asked = (56.0, 54.0, 80.0, 70.0)
+    composite = compose_copy_paste(recipe, sources, studio, copy_paste_row(0, window, asked, "clean.png", flip_x=flip_x))
+    (placed,) = composite.placed
+    assert placed.label_xyxy == placed.changed_xyxy == placed.asked_xyxy == asked
+    assert placed.placement["backend"] == "poisson"
+    assert composite.index == 5 and composite.source.name == "clean.png" and composite.rejected == ()
+    dark, bright = composite.image[59:65, 61:67].mean(), composite.image[59:65, 69:75].mean()
+    dark, bright = (bright, dark) if flip_x else (dark, bright)
+    # Flat surroundings on both sides: Poisson blending gives the real grey levels back.
+    assert dark < 20 and bright > 235
+    around, outside = np.ones((2, 96, 96), bool)
+    inside(asked, around)[...] = False
+    inside((52, 50, 84, 74), outside)[...] = False
+    # The Poisson solver rounds near its border, by a grey level.
+    assert np.abs(composite.image[around].astype(int) - 128).max() <= 1
+    assert (composite.image[outside] == 128).all() and not composite.mask[outside].any()
+    assert (composite.mask[58:66, 60:76] == 1).all()
+
+
+def test_copy_paste_repeats_the_places_of_a_made_set(recipe: Any, demo_sources: Sources, studio: Studio) -> None:
+    from defectgen.dataset.write import write_composite
+
+    index = next(index for index in range(12) if index not in clean_indexes(recipe))
+    composite = compose(recipe, demo_sources, studio, index)
+    names = demo_sources.class_names
+    folder = Path(composite.source.path).parents[3] / "rows"
+    row = write_composite(folder, composite, image_format="png", task="detect", class_names=names)
+    copied = compose_copy_paste(recipe, demo_sources, studio, dict(row))
+    assert copied.source == composite.source and len(copied.placed) == len(composite.placed)
+    for one, other in zip(copied.placed, composite.placed, strict=True):
+        assert one.class_id == other.class_id
+        assert one.label_xyxy == pytest.approx(other.asked_xyxy, abs=1e-3)
+        assert inside(one.label_xyxy, changed(copied)).any()
+
+
+def test_region_at_the_scale_of_a_window_keeps_its_corners() -> None:
+    region = np.zeros((4, 4), bool)
+    region[0, 0] = region[3, 3] = True
+    scaled = scaled_region(region, 8)
+    assert scaled.sum() == 8 and scaled[:2, :2].all() and scaled[6:, 6:].all()

@@ -1,0 +1,390 @@
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+import defectgen.run as running
+from defectgen.dataset.manifest import read_manifest
+from defectgen.dataset.verify import verify_dataset
+from defectgen.errors import DataError, DefectgenError, RunError
+from defectgen.images import encode_image, read_rgb
+from defectgen.run import available_cores, open_run, run_fit, run_synth, run_train_yolo, task_of
+
+pytestmark = pytest.mark.usefixtures("short_fitting")
+
+
+class Later:
+    """A call that is made when its result is asked for."""
+
+    def __init__(self, function: Any, *args: Any) -> None:
+        self.function, self.args = function, args
+
+    def result(self) -> Any:
+        return self.function(*self.args)
+
+
+class InThisProcess:
+    """An executor of one worker without a process: the same functions, started in an eighth of the time."""
+
+    def __init__(self, workers: int, *, mp_context: Any, initializer: Any, initargs: tuple[Any, ...]) -> None:
+        initializer(*initargs)
+
+    def submit(self, function: Any, *args: Any) -> Later:
+        return Later(function, *args)
+
+    def shutdown(self, *, cancel_futures: bool) -> None:
+        assert cancel_futures
+
+
+@pytest.fixture
+def one_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(running, "ProcessPoolExecutor", InThisProcess)
+    monkeypatch.setattr(running, "as_completed", list)
+    monkeypatch.setattr(running, "_worker_job", None)
+    # A worker ignores Ctrl-C and takes one thread; the tests' own process does not.
+    monkeypatch.setattr(signal, "signal", lambda number, handler: None)
+    monkeypatch.setattr(torch, "set_num_threads", lambda number: None)
+
+
+class DeadlyJob:
+    """Its process is killed at the second image, as by a system out of memory."""
+
+    def make(self, index: int) -> tuple[int, list[str]]:
+        if index == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return index, []
+
+
+def silent(stage: str, done: int, total: int, note: str) -> None:
+    pass
+
+
+class Killed(BaseException):
+    """Stands for a kill: nothing catches it."""
+
+
+@pytest.fixture
+def out(fitted: Any, tmp_path: Path) -> Path:
+    """A run folder in which `fit` has ended."""
+    return Path(shutil.copytree(fitted.out, tmp_path / "run"))
+
+
+def synth(recipe: Any, out: Path, **options: Any) -> dict[str, Any]:
+    return run_synth(recipe, out, **{"workers": 1, "progress": silent} | options)
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
+
+
+@pytest.fixture(scope="module")
+def made(fitted: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run folder in which `synth` has ended, in a process of its own: not to be written to."""
+    out = tmp_path_factory.mktemp("made") / "run"
+    shutil.copytree(fitted.out, out)
+    synth(fitted.recipe, out)
+    return out
+
+
+def test_synth_makes_a_data_set_that_verifies_and_leaves_nothing_else(fitted: Any, made: Path, toys: Any) -> None:
+    assert names(made) == ["dataset", "demo", "generator", "recipe.yaml"]
+    assert yaml.safe_load((made / "recipe.yaml").read_text()) == fitted.recipe.model_dump(mode="json")
+    assert verify_dataset(made / "dataset") == []
+    manifest = read_manifest(made / "dataset/manifest.jsonl")
+    assert [row["index"] for row in manifest.rows] == [0, 1, 2, 3]
+    assert sum(bool(row["placed"]) for row in manifest.rows) == 3
+    for row in manifest.rows:
+        label = (made / "dataset" / row["label"]).read_text().splitlines()
+        assert len(label) == len(row["placed"])
+    assert toys.read_tree(made / "generator") == toys.read_tree(fitted.out / "generator")
+
+
+def test_one_process_gives_the_bytes_of_a_worker(
+    fitted: Any, out: Path, made: Path, toys: Any, one_process: None
+) -> None:
+    synth(fitted.recipe, out)
+    assert toys.read_tree(out / "dataset") == toys.read_tree(made / "dataset")
+
+
+@pytest.mark.long
+def test_two_workers_give_the_bytes_of_one(fitted: Any, out: Path, made: Path, toys: Any) -> None:
+    synth(fitted.recipe, out, workers=2)
+    assert toys.read_tree(out / "dataset") == toys.read_tree(made / "dataset")
+
+
+def test_made_data_set_is_kept_and_its_summary_given_again(fitted: Any, made: Path, toys: Any) -> None:
+    before = toys.read_tree(made)
+    reports: list[tuple[Any, ...]] = []
+    summary = synth(fitted.recipe, made, progress=lambda *report: reports.append(report))
+    assert reports == [("synth", 4, 4, "already made")]
+    assert summary["num_images"] == 4 and summary["num_composites"] == 3
+    assert toys.read_tree(made) == before
+
+
+@pytest.mark.parametrize("killed_at", [1, 3])
+def test_killed_synth_goes_on_to_the_same_bytes(
+    fitted: Any, out: Path, made: Path, toys: Any, one_process: None, killed_at: int
+) -> None:
+    def kill(stage: str, done: int, total: int, note: str) -> None:
+        if stage == "synth" and done == killed_at:
+            raise Killed
+
+    with pytest.raises(Killed):
+        synth(fitted.recipe, out, progress=kill)
+    assert not (out / "dataset").exists()
+    partial = out / "dataset.partial"
+    assert len(list((partial / "rows").iterdir())) == killed_at
+    # What is whole stays, what is torn is made again.
+    written = {path.name: path.stat().st_mtime_ns for path in (partial / "images").iterdir()}
+    torn = sorted(written)[0]
+    (partial / "images" / torn).write_bytes(b"torn")
+
+    counts: list[int] = []
+    synth(fitted.recipe, out, progress=lambda stage, done, total, note: counts.append(done) if stage == "synth" else None)
+    assert counts == list(range(killed_at, 5))
+    assert toys.read_tree(out / "dataset") == toys.read_tree(made / "dataset")
+    for name, time_ns in written.items():
+        assert ((out / "dataset/images" / name).stat().st_mtime_ns == time_ns) == (name != torn)
+    assert names(out) == ["dataset", "demo", "generator", "recipe.yaml"]
+
+
+def test_kill_before_the_last_move_goes_on_to_the_same_bytes(
+    fitted: Any, out: Path, made: Path, toys: Any, one_process: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from defectgen.dataset import sheet
+
+    def kill(*args: Any) -> None:
+        raise Killed
+
+    with monkeypatch.context() as patched:
+        patched.setattr(sheet, "write_contact_sheets", kill)
+        with pytest.raises(Killed):
+            synth(fitted.recipe, out)
+    assert not (out / "dataset").exists()
+    synth(fitted.recipe, out)
+    assert toys.read_tree(out / "dataset") == toys.read_tree(made / "dataset")
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals")
+def test_killed_worker_ends_the_run_with_what_to_do() -> None:
+    job: Any = DeadlyJob()
+    with pytest.raises(
+        RunError, match=r"synth: one of 1 worker processes was killed, .*; run it again to go on, with fewer --workers"
+    ):
+        list(running._in_workers(job, [0, 1, 2], 1))
+
+
+def test_image_that_cannot_be_made_ends_the_run_without_a_data_set(
+    out: Path, toys: Any, one_process: None
+) -> None:
+    recipe = toys.recipe(labels={"min_change": 255}, synth={"clean_share": 0, "max_tries": 1, "num_images": 2})
+    with pytest.raises(RunError, match=r"image \d: no defect was accepted on 1 clean images \(\d+ x no visible change\)"):
+        # min_change decides what the annotators' margin is, so the generator is fitted again.
+        synth(recipe, out, overwrite=True)
+    assert not (out / "dataset").exists() and (out / "generator").exists()
+
+
+def test_refusals_are_shown_while_images_are_made(out: Path, toys: Any, one_process: None) -> None:
+    recipe = toys.recipe(labels={"min_area_fraction": 0.9}, synth={"clean_share": 0, "max_tries": 8})
+    notes: list[str] = []
+    try:
+        synth(recipe, out, progress=lambda stage, done, total, note: notes.append(note))
+    except RunError as error:
+        notes.append(str(error))
+    assert any("smaller than asked" in note for note in notes)
+
+
+def test_settings_of_another_data_set_are_named_with_both_values(fitted: Any, made: Path, toys: Any) -> None:
+    before = toys.read_tree(made)
+    other = toys.recipe(synth={"num_images": 40}, place={"top": 3})
+    with pytest.raises(RunError) as caught:
+        synth(other, made)
+    assert str(caught.value) == (
+        f"{made}: holds another run: place.top is 8 there and 3 here; synth.num_images is 4 there and 40 here; "
+        "choose another --out, or --overwrite to replace what was made"
+    )
+    assert toys.read_tree(made) == before
+
+
+@pytest.mark.parametrize(
+    ("sections", "difference"),
+    [
+        ({"generator": {"steps": 5}}, r"generator\.steps is 4 there and 5 here"),
+        ({"seed": 7}, r"seed is 0 there and 7 here"),
+        ({"data": {"demo": {"seed": 1}}}, r"data\.demo\.seed is 0 there and 1 here"),
+        ({"place": {"flip": False}}, r"place\.flip is True there and False here"),
+    ],
+)
+def test_generator_of_another_recipe_is_named_with_both_values(
+    out: Path, toys: Any, sections: dict[str, Any], difference: str
+) -> None:
+    with pytest.raises(RunError, match=rf"{out}: holds another run: .*{difference}"):
+        run_fit(toys.recipe(**sections), out, progress=silent)
+
+
+def test_recipe_that_changes_nothing_made_so_far_is_taken_over(fitted: Any, out: Path, toys: Any) -> None:
+    weights = (out / "generator/fit.json").stat().st_mtime_ns
+    other = toys.recipe(synth={"num_images": 40}, train_yolo={"iterations": 9})
+    run_fit(other, out, progress=silent)
+    assert (out / "generator/fit.json").stat().st_mtime_ns == weights
+    assert yaml.safe_load((out / "recipe.yaml").read_text())["synth"]["num_images"] == 40
+
+
+def test_overwrite_replaces_the_data_set_and_keeps_the_generator(
+    made: Path, tmp_path: Path, toys: Any, one_process: None
+) -> None:
+    out = Path(shutil.copytree(made, tmp_path / "run"))
+    (out / "yolo").mkdir()
+    fit_time = (out / "generator/fit.json").stat().st_mtime_ns
+    summary = synth(toys.recipe(synth={"num_images": 2}), out, overwrite=True)
+    assert summary["num_images"] == 2 and len(list((out / "dataset/images").iterdir())) == 2
+    assert (out / "generator/fit.json").stat().st_mtime_ns == fit_time
+    assert names(out) == ["dataset", "demo", "generator", "recipe.yaml"]
+
+
+def test_overwrite_with_the_same_recipe_keeps_everything(fitted: Any, made: Path, toys: Any) -> None:
+    before = toys.read_tree(made)
+    synth(fitted.recipe, made, overwrite=True)
+    assert toys.read_tree(made) == before
+
+
+def test_overwrite_fits_again_for_another_generator(made: Path, tmp_path: Path, toys: Any) -> None:
+    out = Path(shutil.copytree(made, tmp_path / "run"))
+    facts = run_fit(toys.recipe(generator={"steps": 2}), out, progress=silent, overwrite=True)
+    assert facts["log"]["steps"] == 2
+    assert names(out) == ["demo", "generator", "recipe.yaml"]
+
+
+def spoil_an_image(out: Path) -> None:
+    path = sorted((out / "demo/train/clean").iterdir())[0]
+    path.write_bytes(encode_image(255 - read_rgb(path), "png"))
+
+
+def test_data_changed_since_is_refused_and_replaced_with_overwrite(
+    fitted: Any, made: Path, tmp_path: Path, one_process: None
+) -> None:
+    out = Path(shutil.copytree(made, tmp_path / "run"))
+    fingerprint = read_manifest(out / "dataset/manifest.jsonl").header["generator_fingerprint"]
+    spoil_an_image(out)
+    for command in (synth, lambda recipe, out: run_fit(recipe, out, progress=silent)):
+        with pytest.raises(
+            RunError, match=rf"{out}: was made of other images or labels than are there now .*--overwrite to replace"
+        ):
+            command(fitted.recipe, out)
+    synth(fitted.recipe, out, overwrite=True)
+    assert read_manifest(out / "dataset/manifest.jsonl").header["generator_fingerprint"] != fingerprint
+    assert verify_dataset(out / "dataset") == []
+
+
+def test_folder_of_something_else_is_left_alone(fitted: Any, tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("words")
+    for overwrite in (False, True):
+        with pytest.raises(
+            RunError, match=rf"{tmp_path}: is not empty and holds no run of defectgen \(found thesis\.tex\); choose"
+        ):
+            run_fit(fitted.recipe, tmp_path, progress=silent, overwrite=overwrite)
+    assert names(tmp_path) == ["thesis.tex"]
+
+
+def test_file_in_the_place_of_the_folder_says_so(fitted: Any, tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    path.write_text("a file")
+    with pytest.raises(RunError, match=rf"{path}: cannot be made \(File exists\); choose another --out"):
+        run_fit(fitted.recipe, path, progress=silent)
+
+
+@pytest.mark.parametrize("text", ["- a list", "a: [", ""])
+def test_damaged_recipe_in_the_folder_says_so(fitted: Any, out: Path, text: str) -> None:
+    (out / "recipe.yaml").write_text(text)
+    with pytest.raises(RunError, match=rf"{out}/recipe\.yaml: cannot be read \(.*\); delete {out} or choose another"):
+        run_fit(fitted.recipe, out, progress=silent)
+
+
+HOLD = """
+import sys
+from pathlib import Path
+from defectgen.recipe import load_recipe
+from defectgen.run import open_run
+with open_run(load_recipe(Path(sys.argv[1])), Path(sys.argv[2])):
+    print("held", flush=True)
+    sys.stdin.readline()
+"""
+
+
+def test_folder_held_by_another_process_is_refused_and_the_holder_named(fitted: Any, out: Path, tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(fitted.recipe.to_yaml())
+    command = [sys.executable, "-c", HOLD, str(recipe), str(out)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout is not None and holder.stdout.readline() == "held\n"
+        with pytest.raises(
+            RunError, match=rf"{out}: is in use by process {holder.pid} on .+; wait for it, or choose another --out"
+        ):
+            run_fit(fitted.recipe, out, progress=silent)
+        # A killed holder leaves its note, but no lock.
+        holder.kill()
+        holder.wait()
+    run_fit(fitted.recipe, out, progress=silent)
+    assert not (out / ".lock-holder").exists()
+
+
+def test_lock_is_given_back_after_an_error(fitted: Any, out: Path) -> None:
+    with pytest.raises(RunError, match="boom"), open_run(fitted.recipe, out):
+        raise RunError("boom")
+    with open_run(fitted.recipe, out):
+        assert (out / ".lock-holder").exists()
+
+
+def test_unusable_data_stops_the_run_before_anything_is_made(fitted: Any, out: Path) -> None:
+    shutil.rmtree(out / "generator")
+    image = sorted((out / "demo/train/images").iterdir())[0]
+    image.write_bytes(b"no picture")
+    with pytest.raises(DataError, match=rf"{image.name}: "):
+        run_fit(fitted.recipe, out, progress=silent)
+    assert names(out) == ["demo", "recipe.yaml"]
+
+
+def test_detector_needs_held_out_real_images(out: Path, fitted: Any) -> None:
+    shutil.rmtree(out / "demo/test/images")
+    shutil.rmtree(out / "demo/test/labels")
+    (out / "demo/test/images").mkdir()
+    (out / "demo/test/labels").mkdir()
+    with pytest.raises(DefectgenError, match=r"test/images: holds no image"):
+        run_train_yolo(fitted.recipe, out, workers=1, progress=silent)
+
+
+@pytest.mark.parametrize(
+    ("task", "model", "expected"),
+    [
+        ("auto", "yolo11n.yaml", "detect"),
+        ("auto", "yolo11n-seg.yaml", "segment"),
+        ("auto", "/weights-seg/yolo11s.pt", "detect"),
+        ("detect", "yolo11n-seg.yaml", "detect"),
+        ("segment", "yolo11n.yaml", "segment"),
+    ],
+)
+def test_labels_suit_the_detector_unless_the_recipe_says_otherwise(
+    toys: Any, task: str, model: str, expected: str
+) -> None:
+    assert task_of(toys.recipe(labels={"task": task}, train_yolo={"model": model})) == expected
+
+
+def test_at_least_one_core_is_available() -> None:
+    assert available_cores() >= 1
+
+
+def test_manifest_names_what_made_it(fitted: Any, made: Path) -> None:
+    header = json.loads((made / "dataset/manifest.jsonl").read_text().splitlines()[0])
+    facts = json.loads((made / "generator/fit.json").read_text())
+    assert header["generator_fingerprint"] == facts["fingerprint"]
+    assert header["class_names"] == facts["class_names"]
