@@ -23,7 +23,7 @@ from defectgen.recipe import Recipe
 from defectgen.records import XYXY, Composite, LabelledImage, PlacedDefect, Rejection, Sources
 from defectgen.seeds import derive_seed, numpy_rng
 from defectgen.studio import Studio
-from defectgen.windows import Window, crop_window, resize
+from defectgen.windows import Window, crop_window, resize, window_inside
 
 # Windows drawn together. Fixed, since the size of a batch changes the last bits of what is drawn in it.
 MICRO_BATCH = 4
@@ -314,8 +314,9 @@ def compose_copy_paste(recipe: Recipe, sources: Sources, studio: Studio, row: di
     the boxes of the real annotations, moved along.
     """
     index = int(row["index"])
-    bases = {image.name: image for image in (*sources.train_clean, *sources.train)}
-    base = bases[row["source"]]
+    # A clean image may have the name of a defective one.
+    bases = sources.train_clean if recipe.data.base == "clean" else sources.train
+    base = next(image for image in bases if image.name == row["source"])
     canvas = _Canvas(read_rgb(base.path), np.zeros(base.size_wh[::-1], np.uint8), [], [])
     for placed in row["placed"]:
         placement = placed["placement"]
@@ -324,8 +325,10 @@ def compose_copy_paste(recipe: Recipe, sources: Sources, studio: Studio, row: di
         window = Window(*placement["window"])
         real = next(image for image in sources.train if image.name == model.crop.source)
         mask = annotation_mask(real.annotations[model.crop.annotation], real.size_wh)
-        native = _turned(_read(real.path), turn, model.crop.window)
-        outline = _turned(mask, turn, model.crop.window)
+        native = turn.apply(crop_window(_read(real.path), model.crop.window))
+        # Beyond the edges of its image the window shows mirror images, which are no defects.
+        own = crop_window(mask, model.crop.window) * window_inside(model.crop.window, real.size_wh)
+        outline = turn.apply(own)
         image = composite(
             canvas.image,
             window,
@@ -351,10 +354,6 @@ def compose_copy_paste(recipe: Recipe, sources: Sources, studio: Studio, row: di
 @lru_cache(maxsize=64)
 def _read(path: Path) -> np.ndarray:
     return read_rgb(path)
-
-
-def _turned(image: np.ndarray, turn: Turn, window: Window) -> np.ndarray:
-    return turn.apply(crop_window(image, window))
 
 
 def _allowed(recipe: Recipe, base: LabelledImage) -> np.ndarray | None:

@@ -108,7 +108,7 @@ class Generator(Section):
     fold: Literal[1, 2, 4] = Field(2, description="Side of the pixel blocks folded into channels before the UNet.")
     steps: int = Field(1600, ge=1, description="Training steps at most; early stopping may end sooner.")
     batch: int = Field(32, ge=2, description="Windows per step.")
-    learning_rate: float = Field(4e-4, gt=0, description="Peak of AdamW's rate; warm-up, then cosine to a tenth.")
+    learning_rate: float = Field(1e-3, gt=0, description="Peak of AdamW's rate; warm-up, then cosine to a tenth.")
     ema_decay: float = Field(0.995, ge=0, lt=1, description="Decay of the averaged weights per step.")
     clean_share: Fraction = Field(0.4, description="Share of clean windows (class clean) in a batch.")
     class_dropout: Fraction = Field(0.1, description="Share of windows trained without their class (for guidance).")

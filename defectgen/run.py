@@ -217,7 +217,8 @@ def _synth(recipe: Recipe, sources: Sources, out: Path, *, workers: int, progres
         num_images=num_images,
         fingerprint=job.fingerprint,
     )
-    lookup = {image.name: image.path for image in (*sources.train, *sources.train_clean)}
+    bases = sources.train_clean if recipe.data.base == "clean" else sources.train
+    lookup = {image.name: image.path for image in bases}
     write_contact_sheets(partial, lookup)
     partial.rename(folder)
     return summary

@@ -20,6 +20,7 @@ import numpy as np
 
 from defectgen import __version__
 from defectgen.crops import Crop, clean_crops, defect_crops
+from defectgen.device import best_device
 from defectgen.errors import RunError
 from defectgen.images import sha256_file, write_bytes_atomic
 from defectgen.inpaint.placement import Model
@@ -187,7 +188,7 @@ def load_studio(recipe: Recipe, sources: Sources, folder: Path, *, fingerprint: 
         ) from None
     import torch
 
-    pipeline.unet.to(memory_format=torch.channels_last).eval()
+    pipeline.unet.to(device=best_device(), memory_format=torch.channels_last).eval()
     return Studio(pipeline, models, screen, facts["margins"], facts["fingerprint"])
 
 

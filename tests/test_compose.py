@@ -1,4 +1,4 @@
-"""Composites with a stand-in generator: what it draws is known, so that labels and pixels can be told right from wrong."""
+"""Composites with a stand-in generator: what it draws is known, so right labels can be told from wrong ones."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from defectgen.errors import RunError
 from defectgen.images import encode_image, read_rgb, sha256_file
 from defectgen.inpaint.backends import scaled_region
 from defectgen.inpaint.placement import Model
-from defectgen.records import Annotation, Composite, Sources
+from defectgen.records import Annotation, Composite, LabelledImage, Sources
 from defectgen.studio import Studio, real_crops
 from defectgen.windows import Window
 
@@ -28,18 +28,28 @@ SIDE = 32
 
 
 class Blobs:
-    """Draws a blob inside each region, darker or brighter than the product there; its seed sets by how much."""
+    """Draws a blob inside each region, darker or brighter than the product there; its seed sets by how much.
 
-    def __init__(self) -> None:
+    `margin` pixels along the border of the region stay clean.
+    """
+
+    def __init__(self, margin: int = 2) -> None:
+        self.kernel = np.ones((2 * margin + 1, 2 * margin + 1), np.uint8)
         self.calls: list[tuple[tuple[int, ...], list[int]]] = []
 
     def __call__(
-        self, windows: np.ndarray, regions: np.ndarray, class_ids: Sequence[int], *, seeds: Sequence[int], **options: Any
+        self,
+        windows: np.ndarray,
+        regions: np.ndarray,
+        class_ids: Sequence[int],
+        *,
+        seeds: Sequence[int],
+        **options: Any,
     ) -> DefectOutput:
         self.calls.append((windows.shape, list(seeds)))
         images = windows.copy()
         for image, region, seed in zip(images, regions, seeds, strict=True):
-            inner = cv2.erode(region.astype(np.uint8), np.ones((5, 5), np.uint8), borderValue=0).astype(bool)
+            inner = cv2.erode(region.astype(np.uint8), self.kernel, borderValue=0).astype(bool)
             shift = 60 + seed % 40
             brighter = image.mean() < 128
             image[inner] = np.clip(image[inner].astype(int) + (shift if brighter else -shift), 0, 255)
@@ -91,7 +101,9 @@ def inside(box: Sequence[float], mask: np.ndarray) -> np.ndarray:
 
 def test_image_is_a_pure_function_of_its_index(recipe: Any, demo_sources: Sources, studio: Studio) -> None:
     forwards = composites(recipe, demo_sources, studio)
-    backwards = [compose(recipe, demo_sources, make_studio(recipe, demo_sources), index) for index in reversed(range(12))]
+    backwards = [
+        compose(recipe, demo_sources, make_studio(recipe, demo_sources), index) for index in reversed(range(12))
+    ]
     for one, other in zip(forwards, reversed(backwards), strict=True):
         assert one == other
         assert (one.image == other.image).all() and (one.mask == other.mask).all()
@@ -147,9 +159,7 @@ def test_number_of_defects_is_within_the_asked_and_classes_are_mixed(
     assert {placed.class_id for composite in made for placed in composite.placed} == {0, 1, 2, 3}
 
 
-def test_pixels_outside_the_regions_are_those_of_the_source(
-    recipe: Any, demo_sources: Sources, studio: Studio
-) -> None:
+def test_pixels_outside_the_regions_are_those_of_the_source(recipe: Any, demo_sources: Sources, studio: Studio) -> None:
     seen = 0
     for composite in composites(recipe, demo_sources, studio):
         elsewhere = np.ones(composite.mask.shape, bool)
@@ -294,36 +304,37 @@ def test_other_back_ends_place_patches_drawn_from_noise(toys: Any, fitted: Any, 
     assert (changed(one) & (one.mask > 0)).any()
 
 
-def test_low_strength_starts_from_patches(toys: Any, fitted: Any) -> None:
+class Recording:
+    """The fitted pipeline; keeps what it was given and what it drew."""
+
+    def __init__(self, pipeline: Any) -> None:
+        self.pipeline = pipeline
+        self.given: list[tuple[np.ndarray, np.ndarray | None]] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.pipeline, name)
+
+    def __call__(self, windows: np.ndarray, *args: Any, patches: np.ndarray | None, **options: Any) -> DefectOutput:
+        self.given.append((windows, patches))
+        return self.pipeline(windows, *args, patches=patches, **options)
+
+
+@pytest.mark.parametrize("start", ["place", "patch"])
+def test_drawing_starts_from_the_place_or_from_a_patch(toys: Any, fitted: Any, start: str) -> None:
     from defectgen.studio import load_studio
 
-    class Recording:
-        """The fitted pipeline; keeps the patches it was given."""
-
-        def __init__(self, pipeline: Any) -> None:
-            self.pipeline, self.patches = pipeline, []
-
-        def __getattr__(self, name: str) -> Any:
-            return getattr(self.pipeline, name)
-
-        def __call__(self, *args: Any, patches: np.ndarray | None, **options: Any) -> DefectOutput:
-            self.patches.append(patches)
-            return self.pipeline(*args, patches=patches, **options)
-
-    given = []
-    for strength in (0.4, 1.0):
-        recipe = toys.recipe(
-            inpaint={"backend": "diffusion", "strength": strength}, synth={"clean_share": 0, "max_tries": 1}
-        )
-        studio = load_studio(recipe, fitted.sources, fitted.out / "generator")
-        recording = Recording(studio.pipeline)
-        try:
-            compose(recipe, fitted.sources, replace(studio, pipeline=recording), 0)
-        except RunError as error:
-            assert "no defect was accepted" in str(error)
-        given.append(recording.patches[0])
-    assert given[0].shape == (4, SIDE, SIDE, 4) and given[0].dtype == np.uint8
-    assert given[1] is None
+    recipe = toys.recipe(
+        inpaint={"backend": "diffusion", "strength": 0.5, "start": start}, synth={"clean_share": 0, "max_tries": 1}
+    )
+    studio = load_studio(recipe, fitted.sources, fitted.out / "generator")
+    recording = Recording(studio.pipeline)
+    try:
+        compose(recipe, fitted.sources, replace(studio, pipeline=recording), 0)
+    except RunError as error:
+        assert "no defect was accepted" in str(error)
+    windows, patches = recording.given[0]
+    assert patches is not None and patches.shape == (4, SIDE, SIDE, 4) and patches.dtype == np.uint8
+    assert np.array_equal(patches[..., :3], windows) == (start == "place")
 
 
 def test_base_defective_keeps_the_real_defects_and_no_synthetic_one_touches_them(
@@ -346,6 +357,32 @@ def test_base_defective_keeps_the_real_defects_and_no_synthetic_one_touches_them
             assert not inside(annotation.xyxy, composite.mask).any()
             assert not inside(annotation.xyxy, changed(composite)).any(), "pixels of a real defect changed"
     assert num_kept >= 10
+
+
+@pytest.mark.parametrize("base", ["clean", "defective"])
+def test_what_a_region_changes_past_its_box_is_no_other_defects(toys: Any, demo_sources: Sources, base: str) -> None:
+    refused = num_others = 0
+    for seed in range(8):
+        recipe = toys.recipe(
+            seed=seed,
+            data={"base": base},
+            inpaint={"backend": "diffusion"},
+            place={"per_image": (3, 3)},
+            synth={"num_images": 8, "clean_share": 0},
+        )
+        # Blobs that nearly fill their regions, which reach past the boxes.
+        studio = replace(make_studio(recipe, demo_sources), pipeline=Blobs(margin=1))
+        for composite in composites(recipe, demo_sources, studio):
+            refused += sum(one.detail.endswith("of its pixels changed") for one in composite.rejected)
+            visible = changed(composite)
+            for annotation in composite.kept:
+                num_others += 1
+                assert not inside(annotation.xyxy, visible).any()
+            for placed in composite.placed:
+                num_others += 1
+                mask = inside(placed.changed_xyxy, composite.mask == placed.class_id + 1)
+                assert mask.any(axis=0)[[0, -1]].all() and mask.any(axis=1)[[0, -1]].all()
+    assert refused > 0 and num_others > 100
 
 
 def write_mask(path: Path, size_wh: tuple[int, int] = (128, 128), *, left: int = 0, right: int = 0) -> Path:
@@ -391,7 +428,9 @@ def test_folder_of_masks_is_looked_up_by_the_name_of_the_image(
     assert composite.placed and max(placed.asked_xyxy[2] for placed in composite.placed) <= 64.5
     base = base_image(recipe, demo_sources, 0, attempt=0)
     (tmp_path / base.name).unlink()
-    with pytest.raises(RunError, match=rf"{tmp_path}: place\.region_mask has no image named {Path(base.name).stem}\.\*"):
+    with pytest.raises(
+        RunError, match=rf"{tmp_path}: place\.region_mask has no image named {Path(base.name).stem}\.\*"
+    ):
         compose(recipe, demo_sources, studio, 0)
 
 
@@ -411,17 +450,17 @@ def copy_paste_row(model: int, window: Window, asked: tuple[float, ...], source:
 
 
 def block_sources(folder: Path) -> Sources:
-    """One grey part with a black and white block at (40, 48) of 16 x 8 px, one grey clean part."""
+    """One grey part with a black and white block at (40, 48) of 16 x 8 px, one grey clean part of the same name."""
     clean = np.full((96, 96, 3), 128, np.uint8)
     real = clean.copy()
     real[48:56, 40:48], real[48:56, 48:56] = 0, 255
-    from defectgen.records import LabelledImage
-
     images = []
-    for name, image in (("real.png", real), ("clean.png", clean)):
-        (folder / name).write_bytes(encode_image(image, "png"))
-        marks = (Annotation(0, (36, 44, 60, 60)),) if name == "real.png" else ()
-        images.append(LabelledImage(folder / name, name, (96, 96), name, marks))
+    for subset, image in (("real", real), ("clean", clean)):
+        path = folder / subset / "part.png"
+        path.parent.mkdir()
+        path.write_bytes(encode_image(image, "png"))
+        marks = (Annotation(0, (36, 44, 60, 60)),) if subset == "real" else ()
+        images.append(LabelledImage(path, path.name, (96, 96), subset, marks))
     return Sources(("block",), (images[0],), (images[0],), (images[1],), (), ())
 
 
@@ -434,11 +473,11 @@ def test_copy_paste_puts_the_real_pixels_into_the_same_box(toys: Any, tmp_path: 
     # The model's window, moved by 20 px right and 10 px down.
     window = Window(crop.window.x + 20, crop.window.y + 10, crop.window.side)
     asked = (56.0, 54.0, 80.0, 70.0)
-    composite = compose_copy_paste(recipe, sources, studio, copy_paste_row(0, window, asked, "clean.png", flip_x=flip_x))
+    composite = compose_copy_paste(recipe, sources, studio, copy_paste_row(0, window, asked, "part.png", flip_x=flip_x))
     (placed,) = composite.placed
     assert placed.label_xyxy == placed.changed_xyxy == placed.asked_xyxy == asked
     assert placed.placement["backend"] == "poisson"
-    assert composite.index == 5 and composite.source.name == "clean.png" and composite.rejected == ()
+    assert composite.index == 5 and composite.source == sources.train_clean[0] and composite.rejected == ()
     dark, bright = composite.image[59:65, 61:67].mean(), composite.image[59:65, 69:75].mean()
     dark, bright = (bright, dark) if flip_x else (dark, bright)
     # Flat surroundings on both sides: Poisson blending gives the real grey levels back.

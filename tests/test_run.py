@@ -150,7 +150,9 @@ def test_killed_synth_goes_on_to_the_same_bytes(
     (partial / "images" / torn).write_bytes(b"torn")
 
     counts: list[int] = []
-    synth(fitted.recipe, out, progress=lambda stage, done, total, note: counts.append(done) if stage == "synth" else None)
+    synth(
+        fitted.recipe, out, progress=lambda stage, done, total, note: counts.append(done) if stage == "synth" else None
+    )
     assert counts == list(range(killed_at, 5))
     assert toys.read_tree(out / "dataset") == toys.read_tree(made / "dataset")
     for name, time_ns in written.items():
@@ -184,11 +186,11 @@ def test_killed_worker_ends_the_run_with_what_to_do() -> None:
         list(running._in_workers(job, [0, 1, 2], 1))
 
 
-def test_image_that_cannot_be_made_ends_the_run_without_a_data_set(
-    out: Path, toys: Any, one_process: None
-) -> None:
+def test_image_that_cannot_be_made_ends_the_run_without_a_data_set(out: Path, toys: Any, one_process: None) -> None:
     recipe = toys.recipe(labels={"min_change": 255}, synth={"clean_share": 0, "max_tries": 1, "num_images": 2})
-    with pytest.raises(RunError, match=r"image \d: no defect was accepted on 1 clean images \(\d+ x no visible change\)"):
+    with pytest.raises(
+        RunError, match=r"image \d: no defect was accepted on 1 clean images \(\d+ x no visible change\)"
+    ):
         # min_change decides what the annotators' margin is, so the generator is fitted again.
         synth(recipe, out, overwrite=True)
     assert not (out / "dataset").exists() and (out / "generator").exists()

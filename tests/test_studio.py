@@ -121,11 +121,14 @@ CHANGES: dict[str, Callable[[Any], dict[str, Any]]] = {
 @pytest.mark.parametrize("change", CHANGES)
 def test_generator_of_other_settings_is_refused(fitted: Any, generator: Path, change: str) -> None:
     recipe = fitted.recipe.model_copy(update=CHANGES[change](fitted.recipe))
-    for use in (lambda: fit(recipe, fitted.sources, generator, progress=silent), lambda: load(recipe, fitted, generator)):
+    for use in (
+        lambda: fit(recipe, fitted.sources, generator, progress=silent),
+        lambda: load(recipe, fitted, generator),
+    ):
         with pytest.raises(
             RunError,
-            match=rf"{generator}: holds a generator fitted on other data or settings \(fingerprint \w{{12}}, this recipe "
-            r"has \w{12}\); choose another --out, or --overwrite to fit again",
+            match=rf"{generator}: holds a generator fitted on other data or settings \(fingerprint \w{{12}}, "
+            r"this recipe has \w{12}\); choose another --out, or --overwrite to fit again",
         ):
             use()
 
@@ -140,9 +143,7 @@ def test_generator_of_other_data_is_refused(fitted: Any, generator: Path) -> Non
         load_studio(fitted.recipe, fewer, generator)
 
 
-def test_fingerprint_follows_pixels_and_labels_but_not_the_place_of_the_files(
-    fitted: Any, tmp_path: Path
-) -> None:
+def test_fingerprint_follows_pixels_and_labels_but_not_the_place_of_the_files(fitted: Any, tmp_path: Path) -> None:
     def moved(sources: Sources, folder: Path) -> Sources:
         folder.mkdir()
         images = tuple(
@@ -172,14 +173,18 @@ def test_fingerprint_ignores_what_the_generator_does_not_depend_on(fitted: Any) 
 
 
 def test_missing_generator_says_so(fitted: Any, tmp_path: Path) -> None:
-    with pytest.raises(RunError, match=r"nothing/fit\.json: is no record of a fitted generator \(.*; delete .*fit again"):
+    with pytest.raises(
+        RunError, match=r"nothing/fit\.json: is no record of a fitted generator \(.*; delete .*fit again"
+    ):
         load(fitted.recipe, fitted, tmp_path / "nothing")
 
 
 @pytest.mark.parametrize("text", ["{", "[]", "{}", ""])
 def test_torn_record_says_what_to_delete(fitted: Any, generator: Path, text: str) -> None:
     (generator / "fit.json").write_text(text)
-    with pytest.raises(RunError, match=rf"fit\.json: is no record of a fitted generator \(.*\); delete {generator} and"):
+    with pytest.raises(
+        RunError, match=rf"fit\.json: is no record of a fitted generator \(.*\); delete {generator} and"
+    ):
         load(fitted.recipe, fitted, generator)
 
 

@@ -50,8 +50,6 @@ def test_shares_are_dropped_independently() -> None:
 
 
 def test_what_is_dropped_follows_from_the_generator_alone() -> None:
-    one, same, other = (
-        batch_of(windows(64), class_dropout=0.5, context_dropout=0.5, seed=seed) for seed in (1, 1, 2)
-    )
+    one, same, other = (batch_of(windows(64), class_dropout=0.5, context_dropout=0.5, seed=seed) for seed in (1, 1, 2))
     assert torch.equal(one.class_id, same.class_id) and torch.equal(one.has_context, same.has_context)
     assert not torch.equal(one.class_id, other.class_id)

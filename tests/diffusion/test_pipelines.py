@@ -26,8 +26,10 @@ class Oracle(torch.nn.Module):
         self.config = SimpleNamespace(out_channels=4)
         self.device = torch.device("cpu")
         self.sigmas: list[float] = []
+        self.seen: list[torch.Tensor] = []
 
     def forward(self, x: torch.Tensor, timestep: torch.Tensor, *, class_labels: torch.Tensor) -> SimpleNamespace:
+        self.seen.append(x[:, :4])
         self.sigmas.append(timestep[0].item() / 1000)
         return SimpleNamespace(sample=(x[:, :4] - self.x_0) / (timestep[:, None, None, None] / 1000))
 
@@ -168,14 +170,6 @@ def test_the_lower_the_strength_the_nearer_to_the_patch(pipeline: DefectInpaintP
     assert distances[0] < distances[1] < distances[2]
 
 
-@pytest.mark.parametrize(("strength", "num_calls"), [(1.0, 10), (0.5, 5), (0.1, 1), (0.01, 1)])
-def test_strength_is_the_share_of_steps_taken(strength: float, num_calls: int) -> None:
-    pipeline = make_pipeline()
-    batches = Batches(pipeline.unet)
-    inpaint(pipeline, [1], strength=strength, patches=np.zeros((1, SIDE, SIDE, 4), np.uint8), num_steps=10, guidance=1)
-    assert batches.sizes == [1] * num_calls
-
-
 def test_guidance_doubles_the_batch_and_one_does_not() -> None:
     pipeline = make_pipeline()
     batches = Batches(pipeline.unet)
@@ -202,3 +196,31 @@ def test_steps_lead_from_noise_to_the_image_that_the_network_knows(num_steps: in
     assert output.masks[0] == pytest.approx(asked[..., 3], abs=1e-5)
     # Rectified flow: sigma falls from 1 in equal steps.
     assert oracle.sigmas == pytest.approx([1 - step / num_steps for step in range(num_steps)])
+
+
+@pytest.mark.parametrize("strength", [1.0, 0.6])
+def test_drawing_starts_at_the_strength_and_outside_the_region_follows_the_known_pixels(strength: float) -> None:
+    x_0 = torch.linspace(-1, 1, 4 * SIDE * SIDE).reshape(1, 4, SIDE, SIDE)
+    oracle = Oracle(x_0)
+    window, region = window_and_region(1)
+    patch = np.full((1, SIDE, SIDE, 4), 255, np.uint8)
+    pipeline = DefectInpaintPipeline(oracle, scheduler(), CLASSES, SIDE)
+    options = {"num_steps": 4, "guidance": 1, "strength": strength}
+    output = pipeline(window[None], region[None], [0], seeds=[1], patches=patch, **options)
+    assert oracle.sigmas == pytest.approx([strength * (1 - step / 4) for step in range(4)])
+    asked = (x_0[0].permute(1, 2, 0).numpy() + 1) * 127.5
+    assert np.abs(output.images[0][region] - asked[region][:, :3]).max() <= 0.51
+    assert (output.images[0][~region] == window[~region]).all()
+
+    # No defect is known to be outside: its mask channel is -1.
+    known = torch.from_numpy(window / np.float32(127.5) - 1).permute(2, 0, 1)
+    known = torch.cat([known, -torch.ones(1, SIDE, SIDE)])
+    first = oracle.seen[0][0]
+    noise = (first - (1 - strength) * known) / strength
+    outside = torch.from_numpy(~region)
+    for sigma, seen in zip(oracle.sigmas[1:], oracle.seen[1:], strict=True):
+        line = (1 - sigma) * known + sigma * noise
+        assert torch.allclose(seen[0][:, outside], line[:, outside], atol=1e-4)
+    # The patch is white, defect everywhere: what is drawn starts as (1 - strength) of it.
+    rest = first[:, ~outside] - (1 - strength)
+    assert abs(rest.mean().item()) < 0.2 and rest.std().item() == pytest.approx(strength, rel=0.1)

@@ -70,7 +70,8 @@ def same(one: Weights, other: Weights) -> bool:
 
 
 def test_loss_falls_on_defects_seen_and_held_out(train: Any) -> None:
-    config = TINY.model_copy(update={"steps": 60, "check_every": 20, "ema_decay": 0.9, "learning_rate": 1e-2})
+    learns = {"fold": 2, "channels": [32, 32], "learning_rate": 1e-2, "ema_decay": 0.9}
+    config = TINY.model_copy(update={"steps": 60, "check_every": 20} | learns)
     _, log = train(config)
     assert [step for step, _, _ in log.checks] == [20, 40, 60]
     (_, first, first_held_out), *_, (_, last, last_held_out) = log.checks

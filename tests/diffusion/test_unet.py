@@ -71,7 +71,9 @@ def test_more_channels_are_more_weights() -> None:
 def test_context_blanks_the_region_and_names_it() -> None:
     image = torch.arange(1.0, 13).reshape(1, 3, 2, 2)
     region = torch.tensor([[[[1.0, 0], [0, 0]]]])
-    assert context_of(image, region).tolist() == [[[[0, 2], [3, 4]], [[0, 6], [7, 8]], [[0, 10], [11, 12]], [[1, 0], [0, 0]]]]
+    assert context_of(image, region).tolist() == [
+        [[[0, 2], [3, 4]], [[0, 6], [7, 8]], [[0, 10], [11, 12]], [[1, 0], [0, 0]]]
+    ]
 
 
 def test_region_of_ones_leaves_nothing_of_the_surroundings() -> None:
