@@ -99,11 +99,10 @@ def _augmentation(window_px: int, *, flip: bool) -> A.Compose:
                 scale=(0.85, 1.2),
                 translate_percent=(-0.1, 0.1),
                 rotate=(-10, 10),
-                shear=(-4, 4),
                 border_mode=cv2.BORDER_REFLECT_101,
                 p=0.9,
             ),
             A.CenterCrop(window_px, window_px),
-            A.RandomBrightnessContrast(brightness_limit=0.12, contrast_limit=0.12, p=0.5),
+            A.RandomBrightnessContrast(brightness_limit=0.06, contrast_limit=0.06, p=0.5),
         ]
     )

@@ -118,14 +118,13 @@ def _root(version: Annotated[bool, typer.Option("--version", help="Print the ver
 def check(recipe_path: RecipePath, out: Out = None, overrides: Set = None, as_json: AsJson = False) -> None:
     """Look at the data: counts, sizes, classes, groups, and every problem with file and reason."""
     with _reported(_command()):
-        recipe, folder = _load(recipe_path, overrides, out)
+        recipe, _ = _load(recipe_path, overrides, out)
         from defectgen.data.check import render, summarise
         from defectgen.data.load import load_sources
 
         with tempfile.TemporaryDirectory() as scratch:
             # Looking leaves nothing behind: the demo product is written into the run folder by `fit` alone.
-            demo = folder / "demo" if (folder / "demo").exists() else Path(scratch) / "demo"
-            summary = summarise(load_sources(recipe, demo))
+            summary = summarise(load_sources(recipe, Path(scratch) / "demo"))
         if as_json:
             _print_json(summary)
         else:

@@ -150,7 +150,7 @@ class Inpaint(Section):
         "or a generated patch. No effect at strength 1, nor on paste and poisson.",
     )
     strength: float = Field(0.93, gt=0, le=1, description="1: drawn afresh from noise; lower: nearer to the start.")
-    num_steps: int = Field(14, ge=1, le=1000, description="Sampling steps.")
+    num_steps: int = Field(16, ge=1, le=1000, description="Sampling steps.")
     guidance: float = Field(1.5, ge=1, description="Weight of the class in sampling; 1 is none.")
     feather_px: int = Field(3, ge=0, description="Width of the soft edge, in image pixels, inside the region.")
 

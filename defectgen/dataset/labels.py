@@ -112,7 +112,10 @@ def annotators_margin(crops: Sequence[Crop], twins: np.ndarray, *, num_classes: 
     for crop, twin in zip(crops, twins, strict=True):
         if crop.outlined or crop.class_id is None:
             continue
-        seen = mask_xyxy(visible_change(centre(crop.image, window_px), twin, min_change=2 * min_change))
+        image = centre(crop.image, window_px)
+        # Half the defect's contrast: a twin is drawn, and its grain must not count as the defect.
+        contrast = float(np.quantile(cv2.absdiff(image, twin), 0.98))
+        seen = mask_xyxy(visible_change(image, twin, min_change=max(2 * min_change, round(contrast / 2))))
         asked = crop.window.to_window(crop.xyxy, window_px)
         if seen is None:
             continue

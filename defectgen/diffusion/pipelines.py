@@ -155,7 +155,10 @@ def _sample(
     device = pipeline.unet.device
     num_classes = len(pipeline.config.class_names)
     scheduler = pipeline.scheduler
-    scheduler.set_timesteps(sigmas=np.linspace(strength, strength / num_steps, num_steps).tolist())
+    # The scheduler shifts what it is given: the first sigma after the shift is `strength`.
+    shift = scheduler.config.shift
+    first = strength / (shift - (shift - 1) * strength)
+    scheduler.set_timesteps(sigmas=np.linspace(first, first / num_steps, num_steps).tolist())
     sigmas = scheduler.sigmas
     x, context = x.to(device), context.to(device)
     wanted = torch.tensor(list(class_ids), device=device)
