@@ -180,7 +180,7 @@ def synth(
         if as_json:
             _print_json(summary | {"dataset": str(folder / "dataset")})
         else:
-            stdout.print(_synth_table(summary))
+            stdout.print(*_synth_tables(summary))
             stdout.print(f"look at {folder / 'dataset' / 'sheets'}", soft_wrap=True, highlight=False)
             stdout.print(str(folder / "dataset"), soft_wrap=True, highlight=False)
 
@@ -219,22 +219,22 @@ def verify(
             raise typer.Exit(1)
 
 
-def _synth_table(summary: dict[str, Any]) -> Table:
-    rejected = sorted(summary["rejections"])
-    table = Table(
+def _synth_tables(summary: dict[str, Any]) -> list[Table]:
+    made = Table(
         "class",
         "defects",
         "images",
         "longest side, px",
-        *rejected,
-        title=f"{summary['num_images']} images, {summary['num_composites']} with synthetic defects; "
-        f"{summary['num_rejected']} placements refused",
+        title=f"{summary['num_images']} images, {summary['num_composites']} with synthetic defects",
     )
     for name, row in summary["classes"].items():
         spread = " / ".join(f"{value:.0f}" for value in row["longest_px"] or [])
-        counts = [str(summary["rejections"][reason].get(name, 0)) for reason in rejected]
-        table.add_row(escape(name), str(row["num_placed"]), str(row["num_images"]), spread, *counts)
-    return table
+        made.add_row(escape(name), str(row["num_placed"]), str(row["num_images"]), spread)
+    refused = Table("reason", "count", "of which", title=f"{summary['num_rejected']} placements refused")
+    for reason, counts in sorted(summary["rejections"].items(), key=lambda pair: -sum(pair[1].values())):
+        listed = ", ".join(f"{count} {name}" for name, count in counts.items())
+        refused.add_row(reason, str(sum(counts.values())), escape(listed))
+    return [made, refused] if summary["num_rejected"] else [made]
 
 
 @app.command("train-yolo")

@@ -149,9 +149,9 @@ class Inpaint(Section):
         description="What drawing starts from, noised to `strength`: the clean place, whose layout then shows through, "
         "or a generated patch. No effect at strength 1, nor on paste and poisson.",
     )
-    strength: float = Field(0.93, gt=0, le=1, description="1: drawn afresh from noise; lower: nearer to the start.")
+    strength: float = Field(0.96, gt=0, le=1, description="1: drawn afresh from noise; lower: nearer to the start.")
     num_steps: int = Field(16, ge=1, le=1000, description="Sampling steps.")
-    guidance: float = Field(1.5, ge=1, description="Weight of the class in sampling; 1 is none.")
+    guidance: float = Field(2.0, ge=1, description="Weight of the class in sampling; 1 is none.")
     feather_px: int = Field(3, ge=0, description="Width of the soft edge, in image pixels, inside the region.")
 
 
