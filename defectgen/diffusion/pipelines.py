@@ -14,7 +14,7 @@ from diffusers import DiffusionPipeline, FlowMatchEulerDiscreteScheduler, UNet2D
 from diffusers.utils import BaseOutput
 
 from defectgen.device import autocast
-from defectgen.diffusion.unet import SAMPLE_CHANNELS, context_of, no_class, predict_velocity
+from defectgen.diffusion.unet import SAMPLE_CHANNELS, context_of, no_class, predict_clean, velocity
 
 
 @dataclass
@@ -169,11 +169,12 @@ def _sample(
         for step in range(num_steps):
             inputs = torch.cat([x, x]) if guided else x
             sigma = sigmas[step].to(device).expand(len(inputs))
-            velocity = predict_velocity(pipeline.unet, inputs, contexts, sigma, classes)
+            x_0 = predict_clean(pipeline.unet, inputs, contexts, sigma, classes)
             if guided:
-                with_class, without = velocity.chunk(2)
-                velocity = without + guidance * (with_class - without)
-            x = scheduler.step(velocity, scheduler.timesteps[step], x, return_dict=False)[0]
+                with_class, without = x_0.chunk(2)
+                x_0 = without + guidance * (with_class - without)
+            step_velocity = velocity(x, x_0, sigma[: len(x)])
+            x = scheduler.step(step_velocity, scheduler.timesteps[step], x, return_dict=False)[0]
             if outside is not None:
                 next_sigma = sigmas[step + 1]
                 line = (1 - next_sigma) * outside.known + next_sigma * outside.noise

@@ -18,7 +18,7 @@ from defectgen.crops import Crop
 from defectgen.device import autocast, best_device
 from defectgen.diffusion.batches import Batch, to_batch
 from defectgen.diffusion.pipelines import DefectInpaintPipeline
-from defectgen.diffusion.unet import build_unet, context_of, no_class, predict_velocity
+from defectgen.diffusion.unet import build_unet, context_of, no_class, predict_clean
 from defectgen.errors import RunError
 from defectgen.recipe import Generator
 from defectgen.seeds import numpy_rng, torch_rng
@@ -26,6 +26,7 @@ from defectgen.seeds import numpy_rng, torch_rng
 OUTSIDE_WEIGHT = 0.25
 MASK_WEIGHT = 0.5
 SHIFT, SIGMA_SPREAD = 3.0, 1.4
+LOSS_SMALLEST_SIGMA = 0.15
 
 
 @dataclass
@@ -173,8 +174,9 @@ def _loss(unet: UNet2DModel, batch: Batch, rng: torch.Generator, config: Generat
     sigma = sigma_B[:, None, None, None]
     x_t = (1 - sigma) * x_0 + sigma * noise
     with autocast(device):
-        velocity = predict_velocity(unet, x_t, context_of(x_0[:, :3], shown), sigma_B, batch.class_id.to(device))
-    error = (velocity - (noise - x_0)) ** 2
+        predicted = predict_clean(unet, x_t, context_of(x_0[:, :3], shown), sigma_B, batch.class_id.to(device))
+    # The error of the velocity: that of x_0 over sigma.
+    error = ((predicted - x_0) / sigma.clamp_min(LOSS_SMALLEST_SIGMA)) ** 2
     weight = torch.where(region > 0, config.inside_weight, torch.where(has_context, OUTSIDE_WEIGHT, 1.0))
     channels = torch.tensor([1, 1, 1, MASK_WEIGHT], device=device)[:, None, None]
     weight = weight * channels

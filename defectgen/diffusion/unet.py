@@ -11,6 +11,8 @@ from torch.nn import functional
 
 SAMPLE_CHANNELS = 4  # RGB + mask
 CONTEXT_CHANNELS = 4  # context RGB + region
+# Below it a velocity is not divided further: its error would outweigh all others (Li and He 2025, Sec. 4).
+SMALLEST_SIGMA = 0.05
 
 
 def build_unet(num_classes: int, *, window_px: int, channels: list[int], fold: int) -> UNet2DModel:
@@ -43,19 +45,28 @@ def context_of(image_BCHW: torch.Tensor, region_B1HW: torch.Tensor) -> torch.Ten
     return torch.cat([image_BCHW * (1 - region_B1HW), region_B1HW], dim=1)
 
 
-def predict_velocity(
+def predict_clean(
     unet: UNet2DModel,
     x_BCHW: torch.Tensor,
     context_BCHW: torch.Tensor,
     sigma_B: torch.Tensor,
     class_B: torch.Tensor,
 ) -> torch.Tensor:
-    """Velocity noise - x_0 at x = (1 - sigma) x_0 + sigma noise, float32 (Lipman et al. 2023, Eq. 23, time reversed).
+    """The network's x_0 for x = (1 - sigma) x_0 + sigma noise, float32.
 
-    Pixel blocks are folded into channels before the UNet and unfolded after it: a quarter of the work at fold 2.
+    Pixel blocks are folded into channels before the UNet and unfolded after it: a quarter of the work at fold 2. The
+    network predicts x_0, not the noise: folded noise has more dimensions than its layers can carry, x_0 has not (Li and
+    He 2025, "Back to Basics: Let Denoising Generative Models Denoise").
     """
     fold = round((unet.config.out_channels / SAMPLE_CHANNELS) ** 0.5)
     folded = functional.pixel_unshuffle(torch.cat([x_BCHW, context_BCHW], dim=1), fold)
     folded = folded.contiguous(memory_format=torch.channels_last)
     out = unet(folded, sigma_B * 1000, class_labels=class_B).sample
-    return functional.pixel_shuffle(out.float(), fold)
+    # What the context shows is known, and there is no defect: the network is left what the region hides.
+    known = torch.cat([context_BCHW[:, :3], context_BCHW[:, 3:] - 1], dim=1)
+    return functional.pixel_shuffle(out.float(), fold) + known
+
+
+def velocity(x_BCHW: torch.Tensor, x_0_BCHW: torch.Tensor, sigma_B: torch.Tensor) -> torch.Tensor:
+    """noise - x_0 (Lipman et al. 2023, Eq. 23, time reversed), from x and x_0."""
+    return (x_BCHW - x_0_BCHW) / sigma_B.clamp_min(SMALLEST_SIGMA)[:, None, None, None]

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from defectgen.diffusion.unet import build_unet, clean_class, context_of, no_class, predict_velocity
+from defectgen.diffusion.unet import build_unet, clean_class, context_of, no_class, predict_clean, velocity
 
 
 class EchoUNet:
@@ -31,30 +31,37 @@ def inputs(seed: int = 0, side: int = 32) -> tuple[torch.Tensor, torch.Tensor, t
 def test_pixels_folded_into_channels_come_back_to_their_places(fold: int) -> None:
     unet = EchoUNet(fold)
     x, context, sigma, classes = inputs()
-    assert torch.equal(predict_velocity(unet, x, context, sigma, classes), x)
+    known = torch.cat([context[:, :3], context[:, 3:] - 1], dim=1)
+    assert torch.equal(predict_clean(unet, x, context, sigma, classes), x + known)
     ((shape, timestep, labels),) = unet.calls
     assert shape == (3, 8 * fold**2, 32 // fold, 32 // fold)
     assert timestep.tolist() == pytest.approx([100, 500, 900]) and labels is classes
 
 
 @pytest.mark.parametrize("fold", [1, 2, 4])
-def test_velocity_has_the_shape_of_the_sample(fold: int) -> None:
+def test_prediction_has_the_shape_of_the_sample(fold: int) -> None:
     unet = build_unet(2, window_px=32, channels=[16, 32], fold=fold).eval()
     with torch.inference_mode():
-        velocity = predict_velocity(unet, *inputs())
-    assert velocity.shape == (3, 4, 32, 32) and velocity.dtype == torch.float32
-    assert velocity.isfinite().all() and velocity.std() > 0
+        predicted = predict_clean(unet, *inputs())
+    assert predicted.shape == (3, 4, 32, 32) and predicted.dtype == torch.float32
+    assert predicted.isfinite().all() and predicted.std() > 0
 
 
-def test_class_sigma_and_context_each_change_the_velocity() -> None:
+def test_class_sigma_and_context_each_change_the_prediction() -> None:
     unet = build_unet(2, window_px=32, channels=[16, 32], fold=4).eval()
     x, context, sigma, classes = inputs()
     with torch.inference_mode():
-        velocity = predict_velocity(unet, x, context, sigma, classes)
-        assert torch.equal(predict_velocity(unet, x, context, sigma, classes), velocity)
-        assert not torch.equal(predict_velocity(unet, x, context, sigma, classes.flip(0)), velocity)
-        assert not torch.equal(predict_velocity(unet, x, context, sigma / 2, classes), velocity)
-        assert not torch.equal(predict_velocity(unet, x, -context, sigma, classes), velocity)
+        predicted = predict_clean(unet, x, context, sigma, classes)
+        assert torch.equal(predict_clean(unet, x, context, sigma, classes), predicted)
+        assert not torch.equal(predict_clean(unet, x, context, sigma, classes.flip(0)), predicted)
+        assert not torch.equal(predict_clean(unet, x, context, sigma / 2, classes), predicted)
+        assert not torch.equal(predict_clean(unet, x, -context, sigma, classes), predicted)
+
+
+def test_velocity_leads_from_the_sample_back_to_its_noise() -> None:
+    x_0, noise, sigma = torch.full((1, 4, 2, 2), 0.5), torch.full((1, 4, 2, 2), -1.0), torch.tensor([0.25])
+    x = 0.75 * x_0 + 0.25 * noise
+    assert torch.allclose(velocity(x, x_0, sigma), noise - x_0)
 
 
 def test_clean_and_no_class_follow_the_defect_classes() -> None:
