@@ -106,7 +106,7 @@ class Generator(Section):
     )
     channels: list[int] = Field([48, 96, 192], min_length=2, max_length=5, description="UNet channels per level.")
     fold: Literal[1, 2, 4] = Field(2, description="Side of the pixel blocks folded into channels before the UNet.")
-    steps: int = Field(1600, ge=1, description="Training steps at most; early stopping may end sooner.")
+    steps: int = Field(1000, ge=1, description="Training steps at most; early stopping may end sooner.")
     batch: int = Field(32, ge=2, description="Windows per step.")
     learning_rate: float = Field(1e-3, gt=0, description="Peak of AdamW's rate; warm-up, then cosine to a tenth.")
     ema_decay: float = Field(0.995, ge=0, lt=1, description="Decay of the averaged weights per step.")
