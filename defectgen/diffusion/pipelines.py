@@ -29,8 +29,8 @@ class DefectOutput(BaseOutput):
     masks: np.ndarray
 
 
-class DefectPatchPipeline(DiffusionPipeline):
-    """Rare defects from noise, with their shape, without regard to a place."""
+class _DefectPipeline(DiffusionPipeline):
+    """The modules and facts that both pipelines are made of."""
 
     def __init__(
         self,
@@ -42,6 +42,10 @@ class DefectPatchPipeline(DiffusionPipeline):
         super().__init__()
         self.register_modules(unet=unet, scheduler=scheduler)
         self.register_to_config(class_names=list(class_names), window_px=window_px)
+
+
+class DefectPatchPipeline(_DefectPipeline):
+    """Rare defects from noise, with their shape, without regard to a place."""
 
     @torch.inference_mode()
     def __call__(
@@ -61,19 +65,8 @@ class DefectPatchPipeline(DiffusionPipeline):
         return _output(x)
 
 
-class DefectInpaintPipeline(DiffusionPipeline):
+class DefectInpaintPipeline(_DefectPipeline):
     """A defect drawn into a window of clean product, to suit what surrounds it."""
-
-    def __init__(
-        self,
-        unet: UNet2DModel,
-        scheduler: FlowMatchEulerDiscreteScheduler,
-        class_names: Sequence[str] = (),
-        window_px: int = 64,
-    ) -> None:
-        super().__init__()
-        self.register_modules(unet=unet, scheduler=scheduler)
-        self.register_to_config(class_names=list(class_names), window_px=window_px)
 
     @torch.inference_mode()
     def __call__(
