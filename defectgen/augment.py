@@ -37,7 +37,7 @@ class Windows:
 class WindowSampler:
     """Draws windows from crops: classes in equal shares, `clean_share` of them clean product.
 
-    A batch depends on (seed, step) alone. Flips and quarter turns are drawn where `flip` is true.
+    A batch depends on (seed, step) alone. Mirror images and quarter turns are drawn where they are allowed.
     """
 
     def __init__(
@@ -49,6 +49,7 @@ class WindowSampler:
         window_px: int,
         clean_share: float,
         flip: bool,
+        quarter_turns: bool,
         seed: int,
     ) -> None:
         self._by_class = {
@@ -62,7 +63,7 @@ class WindowSampler:
         self._window_px = window_px
         self._clean_share = clean_share
         self._seed = seed
-        self._augment = _augmentation(window_px, flip=flip)
+        self._augment = _augmentation(window_px, flip=flip, quarter_turns=quarter_turns)
 
     def draw(self, step: int | str, size: int) -> Windows:
         rng = numpy_rng(self._seed, "windows", step)
@@ -90,8 +91,10 @@ class WindowSampler:
         return image, mask, region_of(outline, outlined=tight, grow=rng.uniform(0.5, 1.5)), class_id
 
 
-def _augmentation(window_px: int, *, flip: bool) -> A.Compose:
-    turns: list[A.BasicTransform] = [A.D4(p=1)] if flip else []
+def _augmentation(window_px: int, *, flip: bool, quarter_turns: bool) -> A.Compose:
+    turns: list[A.BasicTransform] = [A.HorizontalFlip(p=0.5), A.VerticalFlip(p=0.5)] if flip else []
+    if quarter_turns:
+        turns.append(A.RandomRotate90(p=1))
     return A.Compose(
         [
             *turns,
@@ -99,6 +102,7 @@ def _augmentation(window_px: int, *, flip: bool) -> A.Compose:
                 scale=(0.85, 1.2),
                 translate_percent=(-0.1, 0.1),
                 rotate=(-10, 10),
+                interpolation=cv2.INTER_CUBIC,  # Linear would blur what the generator shall learn to draw.
                 border_mode=cv2.BORDER_REFLECT_101,
                 p=0.9,
             ),

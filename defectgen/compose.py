@@ -14,7 +14,7 @@ import numpy as np
 
 from defectgen.boxes import area, iou_xyxy
 from defectgen.crops import annotation_mask
-from defectgen.dataset.labels import CUT_BORDER, cut_off, label_box, measure, window_view
+from defectgen.dataset.labels import CUT_BORDER, contrast, cut_off, label_box, measure, visible_defect, window_view
 from defectgen.errors import RunError
 from defectgen.images import read_rgb, sha256_file
 from defectgen.inpaint.backends import composite
@@ -56,7 +56,7 @@ def compose(recipe: Recipe, sources: Sources, studio: Studio, index: int) -> Com
     rejected: list[Rejection] = []
     for attempt in range(recipe.synth.max_tries):
         base = base_image(recipe, sources, index, attempt=attempt)
-        canvas = _fill(recipe, studio, base, index, attempt, rejected)
+        canvas = _fill(recipe, sources, studio, base, index, attempt, rejected)
         if canvas.placed:
             return Composite(
                 index,
@@ -95,7 +95,13 @@ def base_image(recipe: Recipe, sources: Sources, index: int, *, attempt: int) ->
 
 
 def _fill(
-    recipe: Recipe, studio: Studio, base: LabelledImage, index: int, attempt: int, rejected: list[Rejection]
+    recipe: Recipe,
+    sources: Sources,
+    studio: Studio,
+    base: LabelledImage,
+    index: int,
+    attempt: int,
+    rejected: list[Rejection],
 ) -> _Canvas:
     image = read_rgb(base.path)
     canvas = _Canvas(image, np.zeros(image.shape[:2], np.uint8), [a.xyxy for a in base.annotations], [])
@@ -124,9 +130,8 @@ def _fill(
                 candidates.append((slot, placement))
         if not candidates:
             continue
-        drawn = _draw(
-            recipe, studio, canvas.image, [placement for _, placement in candidates], (index, attempt, round_number)
-        )
+        placements = [placement for _, placement in candidates]
+        drawn = _draw(recipe, sources, studio, canvas.image, placements, (index, attempt, round_number))
         filled: set[int] = set()
         for number, (slot, placement) in enumerate(candidates):
             if slot in filled:
@@ -155,7 +160,7 @@ def _place(
             image,
             studio.models,
             numbers[int(rng.integers(len(numbers)))],
-            turn=draw_turn(rng, flip=recipe.place.flip, rotate_deg=recipe.place.rotate_deg),
+            turn=draw_turn(rng, recipe.place),
             scale=float(rng.uniform(*recipe.place.scale)),
             taken=taken,
             max_overlap=recipe.place.max_overlap,
@@ -171,14 +176,23 @@ def _place(
 
 @dataclass(frozen=True)
 class _Drawn:
-    """A window with a defect in it: `image` uint8 (p, p, 3), `outline` uint8 (p, p), 255 on the defect."""
+    """A window with a defect in it: `image` uint8 (p, p, 3), `outline` uint8 (p, p), 255 on the defect.
+
+    `start`, uint8 (side, side, 3), is what it was drawn over, in image pixels; None for the clean window.
+    """
 
     image: np.ndarray
     outline: np.ndarray
+    start: np.ndarray | None = None
 
 
 def _draw(
-    recipe: Recipe, studio: Studio, image: np.ndarray, placements: Sequence[Placement], key: tuple[int, int, int]
+    recipe: Recipe,
+    sources: Sources,
+    studio: Studio,
+    image: np.ndarray,
+    placements: Sequence[Placement],
+    key: tuple[int, int, int],
 ) -> list[_Drawn]:
     """The defect of each placement, drawn in one padded micro-batch."""
     config = recipe.inpaint
@@ -192,6 +206,11 @@ def _draw(
     starts = [_Drawn(window, placement.outline) for window, placement in zip(windows, padded, strict=True)]
     if config.start == "patch" and config.strength < 1:
         starts = _patches(recipe, studio, padded, seeds)
+    if config.start == "copy" and config.strength < 1:
+        starts = []
+        for placement in padded:
+            copy = _copy(recipe, sources, studio, placement.model, placement.turn, placement.window, image)
+            starts.append(_Drawn(resize(copy, window_px), placement.outline, copy))
     output = studio.pipeline(
         windows,
         np.stack([placement.region for placement in padded]),
@@ -202,7 +221,43 @@ def _draw(
         num_steps=config.num_steps,
         guidance=config.guidance,
     )
-    return [_Drawn(output.images[i], np.round(output.masks[i] * 255).astype(np.uint8)) for i in range(len(placements))]
+    return [
+        _Drawn(output.images[i], np.round(output.masks[i] * 255).astype(np.uint8), starts[i].start)
+        for i in range(len(placements))
+    ]
+
+
+def _copy(
+    recipe: Recipe, sources: Sources, studio: Studio, number: int, turn: Turn, window: Window, image: np.ndarray
+) -> np.ndarray:
+    """uint8 (side, side, 3): the window of `image` with real defect `number` turned, bent and Poisson-blended in."""
+    model = studio.models[number]
+    crop = model.crop
+    real = next(one for one in sources.train if one.name == crop.source)
+    # Beyond the edges of its image the window shows mirror images, which are no defects.
+    inside = window_inside(crop.window, real.size_wh)
+    own = crop_window(annotation_mask(real.annotations[crop.annotation], real.size_wh), crop.window)
+    shape = np.where(inside, own, np.uint8(0)).astype(np.uint8)
+    if not crop.outlined:
+        # Of a box only what is the defect: the product around it is at the place already, and lies as it lies there.
+        seen = visible_defect(crop, model.twin, min_change=recipe.labels.min_change).astype(np.uint8) * 255
+        seen = cv2.dilate(seen, np.ones((5, 5), np.uint8))
+        visible = cv2.min(shape, resize(seen, shape.shape[0]))
+        shape = visible if visible.max() >= 128 else shape
+
+    def moved(array: np.ndarray) -> np.ndarray:
+        return turn.bend(resize(turn.apply(array), window.side))
+
+    pasted = composite(
+        image,
+        window,
+        moved(crop_window(_read(real.path), crop.window)),
+        outline=moved(shape),
+        region=np.ones((window.side, window.side), bool),
+        backend="poisson",
+        feather_px=recipe.inpaint.feather_px,
+    )
+    return crop_window(pasted, window)
 
 
 def _patches(recipe: Recipe, studio: Studio, placements: Sequence[Placement], seeds: Sequence[int]) -> list[_Drawn]:
@@ -261,16 +316,22 @@ def _judge(
         region=placement.region,
         backend=recipe.inpaint.backend,
         feather_px=recipe.inpaint.feather_px,
+        start=drawn.start,
     )
     measured = measure(image, canvas.image, placement.window, min_change=min_change, window_px=window_px)
     if measured is None:
         return refuse("no visible change", f"no pixel changed by {min_change} grey levels")
     margin_px = studio.margins[placement.class_id] if recipe.labels.margin == "auto" else 0.0
     label = label_box(measured.xyxy, margin_px, (image.shape[1], image.shape[0]))
+    after = window_view(image, placement.window, window_px)
+    seen = contrast(after, before, min_change=min_change)
+    least = recipe.screen.min_contrast * studio.least_contrasts[placement.class_id]
+    if seen < least:
+        return refuse("fainter than real ones", f"contrast {seen:.0f} grey levels, at least {least:.0f}")
     share = area(label) / area(placement.asked_xyxy)
     if share < recipe.labels.min_area_fraction:
-        least = recipe.labels.min_area_fraction
-        return refuse("smaller than asked", f"{share:.2f} of the box asked for, at least {least}")
+        smallest = recipe.labels.min_area_fraction
+        return refuse("smaller than asked", f"{share:.2f} of the box asked for, at least {smallest}")
     others = [*canvas.kept, *(one.label_xyxy for one in canvas.placed)]
     overlap = max((iou_xyxy(label, other) for other in others), default=0.0)
     if overlap > recipe.place.max_overlap:
@@ -284,8 +345,7 @@ def _judge(
         return refuse("overlaps another label", f"{touched} of its pixels changed")
     scores: dict[str, Any] = {}
     if recipe.screen.classifier:
-        view = window_view(image, placement.window, window_px)
-        probabilities = studio.screen.probabilities(view, placement.region, model=placement.model)
+        probabilities = studio.screen.probabilities(after, placement.region, model=placement.model)
         probability = float(probabilities[placement.class_id])
         threshold = studio.screen.threshold(placement.class_id, recipe.screen.min_probability)
         if probability < threshold:
@@ -320,29 +380,15 @@ def compose_copy_paste(recipe: Recipe, sources: Sources, studio: Studio, row: di
     canvas = _Canvas(read_rgb(base.path), np.zeros(base.size_wh[::-1], np.uint8), [], [])
     for placed in row["placed"]:
         placement = placed["placement"]
-        model = studio.models[placement["model"]]
-        turn = Turn(placement["flip_x"], placement["flip_y"], placement["angle_deg"])
         window = Window(*placement["window"])
-        real = next(image for image in sources.train if image.name == model.crop.source)
-        mask = annotation_mask(real.annotations[model.crop.annotation], real.size_wh)
-        native = turn.apply(crop_window(_read(real.path), model.crop.window))
-        # Beyond the edges of its image the window shows mirror images, which are no defects.
-        own = crop_window(mask, model.crop.window) * window_inside(model.crop.window, real.size_wh)
-        outline = turn.apply(own)
-        image = composite(
-            canvas.image,
-            window,
-            resize(native, window.side),
-            outline=resize(outline, window.side),
-            region=np.ones((window.side, window.side), bool),
-            backend="poisson",
-            feather_px=recipe.inpaint.feather_px,
-        )
+        before = canvas.image
+        pasted = _copy(recipe, sources, studio, placement["model"], Turn.of_json(placement), window, before)
+        ys, xs = np.nonzero(window_inside(window, base.size_wh))
+        canvas.image = before.copy()
+        canvas.image[ys + window.y, xs + window.x] = pasted[ys, xs]
         asked: XYXY = tuple(placed["asked_xyxy"])
-        pasted = np.any(image != canvas.image, axis=2)
         rectangle = ((asked[0], asked[1]), (asked[2], asked[1]), (asked[2], asked[3]), (asked[0], asked[3]))
-        canvas.image = image
-        canvas.mask[pasted] = placed["class_id"] + 1
+        canvas.mask[np.any(canvas.image != before, axis=2)] = placed["class_id"] + 1
         canvas.placed.append(
             PlacedDefect(placed["class_id"], asked, asked, (rectangle,), asked, placement | {"backend": "poisson"})
         )

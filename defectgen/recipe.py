@@ -106,8 +106,8 @@ class Generator(Section):
     )
     channels: list[int] = Field([48, 96, 192], min_length=2, max_length=5, description="UNet channels per level.")
     fold: Literal[1, 2, 4] = Field(2, description="Side of the pixel blocks folded into channels before the UNet.")
-    steps: int = Field(1000, ge=1, description="Training steps at most; early stopping may end sooner.")
-    batch: int = Field(32, ge=2, description="Windows per step.")
+    steps: int = Field(2000, ge=1, description="Training steps at most; early stopping may end sooner.")
+    batch: int = Field(16, ge=2, description="Windows per step.")
     learning_rate: float = Field(1e-3, gt=0, description="Peak of AdamW's rate; warm-up, then cosine to a tenth.")
     ema_decay: float = Field(0.995, ge=0, lt=1, description="Decay of the averaged weights per step.")
     clean_share: Fraction = Field(0.4, description="Share of clean windows (class clean) in a batch.")
@@ -116,7 +116,7 @@ class Generator(Section):
     inside_weight: float = Field(2.0, gt=0, description="Loss weight inside the region, against 0.25 outside.")
     hold_out: Fraction = Field(0.1, description="Share of defects kept out of training to watch for memorising.")
     patience: int = Field(4, ge=1, description="Checks without a better held-out loss before training stops.")
-    check_every: int = Field(100, ge=1, description="Steps between held-out checks and checkpoints.")
+    check_every: int = Field(200, ge=1, description="Steps between held-out checks and checkpoints.")
 
 
 class Place(Section):
@@ -126,7 +126,11 @@ class Place(Section):
     max_overlap: Fraction = Field(0.0, description="Largest overlap (IoU of boxes) with another label in the image.")
     scale: tuple[float, float] = Field((0.85, 1.2), description="Size of a placement over that of its real model.")
     rotate_deg: float = Field(0.0, ge=0, le=180, description="Largest rotation of the real model's outline, +-.")
-    flip: bool = Field(True, description="Whether real models may be mirrored.")
+    flip: bool = Field(True, description="Whether defects may be mirrored.")
+    quarter_turns: bool = Field(
+        False, description="Whether defects may be turned by 90, 180 or 270 degrees, as on product without a direction."
+    )
+    warp: Fraction = Field(0.04, description="Largest shift of a point of the real model, as a share of its window.")
     top: int = Field(8, ge=1, description="A place is drawn among this many best ones of the image.")
     region_mask: str | None = Field(
         None, description="Image (or folder of images named as the clean ones) that is white where defects may be."
@@ -144,12 +148,12 @@ class Inpaint(Section):
     """How a defect gets into its place."""
 
     backend: Backend = Field("diffusion", description="diffusion draws it to suit the place; paste, poisson blend.")
-    start: Literal["place", "patch"] = Field(
-        "place",
-        description="What drawing starts from, noised to `strength`: the clean place, whose layout then shows through, "
-        "or a generated patch. No effect at strength 1, nor on paste and poisson.",
+    start: Literal["copy", "place", "patch"] = Field(
+        "copy",
+        description="What drawing starts from, noised to `strength`: a real defect bent and blended into the place, "
+        "the clean place itself, or a generated patch. No effect at strength 1, nor on paste and poisson.",
     )
-    strength: float = Field(0.96, gt=0, le=1, description="1: drawn afresh from noise; lower: nearer to the start.")
+    strength: float = Field(0.6, gt=0, le=1, description="1: drawn afresh from noise; lower: nearer to the start.")
     num_steps: int = Field(16, ge=1, le=1000, description="Sampling steps.")
     guidance: float = Field(2.0, ge=1, description="Weight of the class in sampling; 1 is none.")
     feather_px: int = Field(3, ge=0, description="Width of the soft edge, in image pixels, inside the region.")
@@ -173,6 +177,9 @@ class Screen(Section):
 
     classifier: bool = Field(True, description="Refuse what a classifier of real windows takes for another class.")
     min_probability: Fraction = Field(0.4, description="Probability of the wanted class below which one is refused.")
+    min_contrast: Fraction = Field(
+        1.0, description="Contrast below which one is refused, as a share of the first decile of its class's real ones."
+    )
     max_attempts: int = Field(6, ge=1, description="Rounds per image before its remaining placements are given up.")
 
 

@@ -37,7 +37,7 @@ from defectgen.records import Composite, Sources
 from defectgen.studio import Progress, Studio, fit, fit_fingerprint, load_studio
 
 # What each stage depends on, beside the stages before it.
-FIT_FIELDS = ("seed", "data", "generator", "place.flip", "labels.min_change")
+FIT_FIELDS = ("seed", "data", "generator", "place.flip", "place.quarter_turns", "labels.min_change")
 SYNTH_FIELDS = ("place", "inpaint", "labels", "screen", "synth")
 
 

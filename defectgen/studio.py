@@ -3,7 +3,7 @@
 model_index.json, unet/, scheduler/   the diffusion pipelines, as diffusers saves them
 twins.safetensors                     clean twins of the real defects
 screen.safetensors                    the screening classifier
-fit.json                              fingerprint, class names, annotators' margins, training log, versions
+fit.json                              fingerprint, class names, margins and least contrasts, training log, versions
 """
 
 from __future__ import annotations
@@ -44,6 +44,7 @@ class Studio:
     Attributes:
         models: every real defect of the budget.
         margins: per class, the annotators' margin in image pixels (see `annotators_margin`).
+        least_contrasts: per class, that of its fainter real defects (see `least_contrasts`).
         fingerprint: of the data and settings the generator was fitted on.
     """
 
@@ -51,6 +52,7 @@ class Studio:
     models: list[Model]
     screen: Screen
     margins: list[float]
+    least_contrasts: list[float]
     fingerprint: str
 
 
@@ -68,6 +70,7 @@ def fit_fingerprint(recipe: Recipe, sources: Sources) -> str:
         "generator": recipe.generator.model_dump(mode="json"),
         "channels": [SAMPLE_CHANNELS, CONTEXT_CHANNELS],
         "flip": recipe.place.flip,
+        "quarter_turns": recipe.place.quarter_turns,
         "min_change": recipe.labels.min_change,
         "seed": recipe.seed,
         "version": __version__,
@@ -97,7 +100,7 @@ def fit(recipe: Recipe, sources: Sources, folder: Path, *, progress: Progress) -
 
     from safetensors.numpy import save_file
 
-    from defectgen.dataset.labels import annotators_margin
+    from defectgen.dataset.labels import annotators_margin, least_contrasts
     from defectgen.dataset.screen import train_screen
     from defectgen.diffusion.train import FitProgress, train_generator
     from defectgen.diffusion.twins import clean_twins
@@ -121,6 +124,7 @@ def fit(recipe: Recipe, sources: Sources, folder: Path, *, progress: Progress) -
         class_names=sources.class_names,
         config=recipe.generator,
         flip=recipe.place.flip,
+        quarter_turns=recipe.place.quarter_turns,
         seed=recipe.seed,
         state_path=partial / f"state-{fingerprint[:16]}.pt",
         progress=report,
@@ -137,6 +141,7 @@ def fit(recipe: Recipe, sources: Sources, folder: Path, *, progress: Progress) -
         num_classes=num_classes,
         window_px=window_px,
         flip=recipe.place.flip,
+        quarter_turns=recipe.place.quarter_turns,
         seed=recipe.seed,
         progress=lambda done, total: progress("fit class check", done, total, ""),
     )
@@ -144,12 +149,13 @@ def fit(recipe: Recipe, sources: Sources, folder: Path, *, progress: Progress) -
     shutil.rmtree(done, ignore_errors=True)
     pipeline.save_pretrained(done)
     save_file({"twins": twins}, done / "twins.safetensors")
-    margins = annotators_margin(crops, twins, num_classes=num_classes, min_change=recipe.labels.min_change)
+    min_change = recipe.labels.min_change
     facts = {
         "fingerprint": fingerprint,
         "class_names": list(sources.class_names),
         "num_defects": len(crops),
-        "margins": margins,
+        "margins": annotators_margin(crops, twins, num_classes=num_classes, min_change=min_change),
+        "least_contrasts": least_contrasts(crops, twins, num_classes=num_classes, min_change=min_change),
         "screen": screen.save(done),
         "log": asdict(log),
         "version": __version__,
@@ -189,7 +195,7 @@ def load_studio(recipe: Recipe, sources: Sources, folder: Path, *, fingerprint: 
     import torch
 
     pipeline.unet.to(device=best_device(), memory_format=torch.channels_last).eval()
-    return Studio(pipeline, models, screen, facts["margins"], facts["fingerprint"])
+    return Studio(pipeline, models, screen, facts["margins"], facts["least_contrasts"], facts["fingerprint"])
 
 
 def _facts(folder: Path, fingerprint: str) -> dict[str, Any]:

@@ -33,7 +33,7 @@ TINY: dict[str, Any] = {
     # What an untrained generator draws is cut off by its region; a pasted patch is accepted.
     "inpaint": {"num_steps": 2, "backend": "paste"},
     "labels": {"min_area_fraction": 0},
-    "screen": {"classifier": False},
+    "screen": {"classifier": False, "min_contrast": 0},
     "synth": {"num_images": 4},
     "train_yolo": {"imgsz": 64, "iterations": 4, "batch": 4},
 }

@@ -37,10 +37,18 @@ def sampler(
     num_classes: int = 2,
     clean_share: float = 0.4,
     flip: bool = True,
+    quarter_turns: bool = False,
     seed=0,
 ) -> WindowSampler:
     return WindowSampler(
-        defects, cleans, num_classes=num_classes, window_px=WINDOW_PX, clean_share=clean_share, flip=flip, seed=seed
+        defects,
+        cleans,
+        num_classes=num_classes,
+        window_px=WINDOW_PX,
+        clean_share=clean_share,
+        flip=flip,
+        quarter_turns=quarter_turns,
+        seed=seed,
     )
 
 
@@ -115,6 +123,18 @@ def test_mirror_images_are_drawn_only_where_flips_are_allowed() -> None:
 
     assert brighter_on_the_right(False).all()
     assert 5 < brighter_on_the_right(True).sum() < 45
+
+
+@pytest.mark.parametrize("flip", [False, True])
+def test_quarter_turns_are_drawn_only_where_they_are_allowed(flip: bool) -> None:
+    def turned_on_its_side(quarter_turns: bool) -> np.ndarray:
+        drawn = sampler([defect(0)], [], num_classes=1, flip=flip, quarter_turns=quarter_turns).draw(0, 60)
+        images = drawn.images.astype(float)
+        across = abs(images[:, :, 24:].mean(axis=(1, 2, 3)) - images[:, :, :8].mean(axis=(1, 2, 3)))
+        return across < abs(images[:, 24:].mean(axis=(1, 2, 3)) - images[:, :8].mean(axis=(1, 2, 3)))
+
+    assert not turned_on_its_side(False).any()
+    assert 15 < turned_on_its_side(True).sum() < 45
 
 
 def test_import_asks_no_server_for_a_newer_version() -> None:

@@ -27,6 +27,10 @@ from defectgen.windows import Window
 SIDE = 32
 
 
+# What the stand-in for the generator draws does not depend on a start: none is made.
+FROM_PLACE = {"backend": "diffusion", "start": "place"}
+
+
 class Blobs:
     """Draws a blob inside each region, darker or brighter than the product there; its seed sets by how much.
 
@@ -70,15 +74,18 @@ class Verdict:
         return min_probability
 
 
-def make_studio(recipe: Any, sources: Sources, *, screen: Any = None, margin: float = 0.0) -> Studio:
+def make_studio(
+    recipe: Any, sources: Sources, *, screen: Any = None, margin: float = 0.0, least_contrast: float = 0.0
+) -> Studio:
     """Every real defect of the budget; its own window stands for its clean twin."""
     models = [Model(crop, np.ascontiguousarray(centre(crop.image, SIDE))) for crop in real_crops(recipe, sources)]
-    return Studio(Blobs(), models, screen, [margin] * len(sources.class_names), "f00d")  # type: ignore[arg-type]
+    classes = len(sources.class_names)
+    return Studio(Blobs(), models, screen, [margin] * classes, [least_contrast] * classes, "f00d")  # type: ignore[arg-type]
 
 
 @pytest.fixture
 def recipe(toys: Any) -> Any:
-    return toys.recipe(inpaint={"backend": "diffusion"}, synth={"num_images": 12, "clean_share": 0.25})
+    return toys.recipe(inpaint=FROM_PLACE, synth={"num_images": 12, "clean_share": 0.25})
 
 
 @pytest.fixture
@@ -188,7 +195,7 @@ def test_label_holds_what_visibly_changed_and_nothing_else_did(
             inside(placed.changed_xyxy, unexplained)[...] = False
         assert (composite.mask > 0)[~visible].sum() == 0
         # Specks and hair lines are no part of a defect.
-        assert unexplained.sum() <= 0.1 * visible.sum()
+        assert unexplained.sum() <= max(0.1 * visible.sum(), 15)
 
 
 def test_annotators_margin_widens_the_label_unless_tight_is_asked_for(recipe: Any, demo_sources: Sources) -> None:
@@ -203,9 +210,7 @@ def test_annotators_margin_widens_the_label_unless_tight_is_asked_for(recipe: An
 
 
 def test_labels_do_not_overlap(toys: Any, demo_sources: Sources) -> None:
-    recipe = toys.recipe(
-        inpaint={"backend": "diffusion"}, place={"per_image": (3, 3)}, synth={"num_images": 8, "clean_share": 0}
-    )
+    recipe = toys.recipe(inpaint=FROM_PLACE, place={"per_image": (3, 3)}, synth={"num_images": 8, "clean_share": 0})
     pairs = 0
     for composite in composites(recipe, demo_sources, make_studio(recipe, demo_sources, margin=2)):
         labels = [placed.label_xyxy for placed in composite.placed]
@@ -226,7 +231,7 @@ def test_windows_are_drawn_in_batches_of_one_size_with_seeds_of_their_own(
 
 
 def test_scores_of_the_screen_are_kept(toys: Any, demo_sources: Sources) -> None:
-    recipe = toys.recipe(inpaint={"backend": "diffusion"}, screen={"classifier": True, "min_probability": 0.2})
+    recipe = toys.recipe(inpaint=FROM_PLACE, screen={"classifier": True, "min_probability": 0.2})
     studio = make_studio(recipe, demo_sources, screen=Verdict([0.21, 0.21, 0.21, 0.21, 0.16]))
     placed = [placed for composite in composites(recipe, demo_sources, studio) for placed in composite.placed]
     assert placed and all(one.placement["probability"] == 0.21 for one in placed)
@@ -240,7 +245,7 @@ def test_screen_that_refuses_all_fails_with_counted_reasons(
     toys: Any, demo_sources: Sources, probabilities: tuple[float, ...], reason: str
 ) -> None:
     recipe = toys.recipe(
-        inpaint={"backend": "diffusion"},
+        inpaint=FROM_PLACE,
         screen={"classifier": True, "max_attempts": 2},
         synth={"clean_share": 0, "max_tries": 3},
     )
@@ -254,16 +259,30 @@ def test_screen_that_refuses_all_fails_with_counted_reasons(
 
 
 def test_change_that_nobody_sees_is_refused_and_counted(toys: Any, demo_sources: Sources) -> None:
-    recipe = toys.recipe(
-        inpaint={"backend": "diffusion"}, labels={"min_change": 255}, synth={"clean_share": 0, "max_tries": 1}
-    )
+    recipe = toys.recipe(inpaint=FROM_PLACE, labels={"min_change": 255}, synth={"clean_share": 0, "max_tries": 1})
     with pytest.raises(RunError, match=r"image 2: no defect was accepted on 1 clean images \(24 x no visible change\)"):
         compose(recipe, demo_sources, make_studio(recipe, demo_sources), 2)
 
 
+def test_defect_fainter_than_the_real_ones_is_refused(toys: Any, demo_sources: Sources) -> None:
+    recipe = toys.recipe(
+        inpaint=FROM_PLACE,
+        screen={"classifier": False, "min_contrast": 0.75},
+        synth={"num_images": 12, "clean_share": 0},
+    )
+    made = composites(recipe, demo_sources, make_studio(recipe, demo_sources, least_contrast=100))
+    refused = [one.detail for composite in made for one in composite.rejected if one.reason == "fainter than real ones"]
+    assert refused and all(detail.endswith("at least 75") for detail in refused)
+    assert all(int(detail.split()[1]) <= 75 for detail in refused)
+    for composite in made:
+        change = cv2.absdiff(composite.image, read_rgb(composite.source.path)).max(axis=2)
+        for placed in composite.placed:
+            assert change[composite.mask == placed.class_id + 1].max() >= 75
+
+
 def test_change_far_smaller_than_asked_is_refused(toys: Any, demo_sources: Sources) -> None:
     recipe = toys.recipe(
-        inpaint={"backend": "diffusion"}, labels={"min_area_fraction": 1.0}, synth={"clean_share": 0, "num_images": 8}
+        inpaint=FROM_PLACE, labels={"min_area_fraction": 1.0}, synth={"clean_share": 0, "num_images": 8}
     )
     accepted = []
     for index in range(8):
@@ -280,7 +299,7 @@ def test_change_far_smaller_than_asked_is_refused(toys: Any, demo_sources: Sourc
 
 def test_refusals_of_an_accepted_image_are_kept_with_class_and_value(toys: Any, demo_sources: Sources) -> None:
     recipe = toys.recipe(
-        inpaint={"backend": "diffusion"},
+        inpaint=FROM_PLACE,
         screen={"classifier": True},
         synth={"clean_share": 0},
         place={"per_image": (3, 3)},
@@ -319,8 +338,8 @@ class Recording:
         return self.pipeline(windows, *args, patches=patches, **options)
 
 
-@pytest.mark.parametrize("start", ["place", "patch"])
-def test_drawing_starts_from_the_place_or_from_a_patch(toys: Any, fitted: Any, start: str) -> None:
+@pytest.mark.parametrize("start", ["copy", "place", "patch"])
+def test_drawing_starts_from_what_the_recipe_says(toys: Any, fitted: Any, start: str) -> None:
     from defectgen.studio import load_studio
 
     recipe = toys.recipe(
@@ -342,7 +361,7 @@ def test_base_defective_keeps_the_real_defects_and_no_synthetic_one_touches_them
 ) -> None:
     recipe = toys.recipe(
         data={"base": "defective"},
-        inpaint={"backend": "diffusion"},
+        inpaint=FROM_PLACE,
         place={"per_image": (2, 3)},
         synth={"num_images": 10, "clean_share": 0.5},
     )
@@ -366,7 +385,7 @@ def test_what_a_region_changes_past_its_box_is_no_other_defects(toys: Any, demo_
         recipe = toys.recipe(
             seed=seed,
             data={"base": base},
-            inpaint={"backend": "diffusion"},
+            inpaint=FROM_PLACE,
             place={"per_image": (3, 3)},
             synth={"num_images": 8, "clean_share": 0},
         )
@@ -394,7 +413,7 @@ def write_mask(path: Path, size_wh: tuple[int, int] = (128, 128), *, left: int =
 
 def masked_recipe(toys: Any, mask: Path) -> Any:
     return toys.recipe(
-        inpaint={"backend": "diffusion"},
+        inpaint=FROM_PLACE,
         place={"region_mask": str(mask)},
         synth={"num_images": 8, "clean_share": 0, "max_tries": 2},
     )
@@ -444,7 +463,7 @@ def test_mask_of_another_size_names_both_sizes(toys: Any, demo_sources: Sources,
 
 
 def copy_paste_row(model: int, window: Window, asked: tuple[float, ...], source: str, **turn: Any) -> dict[str, Any]:
-    placement = {"angle_deg": 0.0, "flip_x": False, "flip_y": False, "difference": 0.0}
+    placement = {"angle_deg": 0.0, "flip_x": False, "flip_y": False, "warp": 0.0, "warp_seed": 0, "difference": 0.0}
     placement |= {"model": model, "window": [window.x, window.y, window.side]} | turn
     return {"index": 5, "source": source, "placed": [{"class_id": 0, "asked_xyxy": asked, "placement": placement}]}
 

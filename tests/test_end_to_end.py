@@ -26,6 +26,7 @@ TINY = {
     "inpaint.num_steps": 2,
     "labels.min_area_fraction": 0,
     "screen.classifier": False,
+    "screen.min_contrast": 0,
     "synth.num_images": 6,
     "train_yolo.imgsz": 64,
     "train_yolo.iterations": 4,

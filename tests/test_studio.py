@@ -114,6 +114,7 @@ def test_loaded_studio_holds_a_model_with_twin_per_real_defect(fitted: Any, gene
 CHANGES: dict[str, Callable[[Any], dict[str, Any]]] = {
     "seed": lambda recipe: {"seed": 1},
     "generator": lambda recipe: {"generator": recipe.generator.model_copy(update={"steps": 5})},
+    "quarter_turns": lambda recipe: {"place": recipe.place.model_copy(update={"quarter_turns": True})},
     "flip": lambda recipe: {"place": recipe.place.model_copy(update={"flip": False})},
 }
 

@@ -17,6 +17,8 @@ from defectgen.windows import Window, crop_window, resize
 SMALL_PIECE = 0.08
 # A change that meets the region's border along more of it than this was cut off.
 CUT_BORDER = 0.4
+# A composite fainter than this quantile of its class's real defects is no fair example of it.
+FAINT_QUANTILE = 0.1
 # Checked on DeepPCB, whose true clean twins are known: 8 to 11 px against 10 to 15; the median gave 1 to 9.
 MARGIN_QUANTILE = 0.85
 
@@ -102,6 +104,14 @@ def cut_off(drawn: np.ndarray, clean: np.ndarray, region: np.ndarray, *, min_cha
     return float((differs & border).sum() / border.sum())
 
 
+def visible_defect(crop: Crop, twin: np.ndarray, *, min_change: int) -> np.ndarray:
+    """bool (H, W): where a real defect visibly differs from its clean twin (uint8 (H, W, 3))."""
+    image = centre(crop.image, twin.shape[0])
+    # Half the defect's contrast: a twin is drawn, and its grain must not count as the defect.
+    strongest = float(np.quantile(cv2.absdiff(image, twin), 0.98))
+    return visible_change(image, twin, min_change=max(2 * min_change, round(strongest / 2)))
+
+
 def annotators_margin(crops: Sequence[Crop], twins: np.ndarray, *, num_classes: int, min_change: int) -> list[float]:
     """Per class, the image pixels annotators leave on each side of a visible defect.
 
@@ -115,10 +125,7 @@ def annotators_margin(crops: Sequence[Crop], twins: np.ndarray, *, num_classes: 
     for crop, twin in zip(crops, twins, strict=True):
         if crop.outlined or crop.class_id is None:
             continue
-        image = centre(crop.image, window_px)
-        # Half the defect's contrast: a twin is drawn, and its grain must not count as the defect.
-        contrast = float(np.quantile(cv2.absdiff(image, twin), 0.98))
-        seen = mask_xyxy(visible_change(image, twin, min_change=max(2 * min_change, round(contrast / 2))))
+        seen = mask_xyxy(visible_defect(crop, twin, min_change=min_change))
         asked = crop.window.to_window(crop.xyxy, window_px)
         if seen is None:
             continue
@@ -131,6 +138,27 @@ def annotators_margin(crops: Sequence[Crop], twins: np.ndarray, *, num_classes: 
         of_class = of_class if len(of_class) >= 10 else together
         margins.append(max(float(np.quantile(of_class, MARGIN_QUANTILE)), 0.0) if of_class else 0.0)
     return margins
+
+
+def contrast(image: np.ndarray, clean: np.ndarray, *, min_change: int) -> float:
+    """Mean change (0 to 255, strongest channel) over the pixels that visibly changed; 0 where none did."""
+    change = cv2.absdiff(image, clean).max(axis=2)
+    seen = visible_change(image, clean, min_change=min_change)
+    return float(change[seen].mean()) if seen.any() else 0.0
+
+
+def least_contrasts(crops: Sequence[Crop], twins: np.ndarray, *, num_classes: int, min_change: int) -> list[float]:
+    """Per class, the contrast that all but the faintest of its real defects (FAINT_QUANTILE) have to their twins.
+
+    Over all classes where a class has fewer than 5 defects.
+    """
+    window_px = twins.shape[1]
+    found: list[list[float]] = [[] for _ in range(num_classes)]
+    for crop, twin in zip(crops, twins, strict=True):
+        if crop.class_id is not None:
+            found[crop.class_id].append(contrast(centre(crop.image, window_px), twin, min_change=min_change))
+    together = [value for of_class in found for value in of_class] or [0.0]
+    return [float(np.quantile(of_class if len(of_class) >= 5 else together, FAINT_QUANTILE)) for of_class in found]
 
 
 def label_box(changed: XYXY, margin_px: float, size_wh: tuple[int, int]) -> XYXY:

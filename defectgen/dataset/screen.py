@@ -115,6 +115,7 @@ def train_screen(
     num_classes: int,
     window_px: int,
     flip: bool,
+    quarter_turns: bool,
     seed: int,
     progress: Callable[[int, int], None],
 ) -> Screen:
@@ -133,6 +134,7 @@ def train_screen(
             window_px=window_px,
             clean_share=1 / (num_classes + 1) if num_classes > 2 else 0.4,
             flip=flip,
+            quarter_turns=quarter_turns,
             seed=derive_seed(seed, "screen", fold),
         )
         with torch.random.fork_rng(devices=[]):

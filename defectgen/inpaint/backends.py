@@ -27,6 +27,7 @@ def composite(
     region: np.ndarray,
     backend: Backend,
     feather_px: int,
+    start: np.ndarray | None = None,
 ) -> np.ndarray:
     """`image` with the drawn defect in it.
 
@@ -37,6 +38,8 @@ def composite(
         outline: uint8 (p, p), 255 on the defect itself (paste and poisson blend along it).
         region: bool (p, p), the only place where pixels may change.
         feather_px: width of the soft edge inside the region, in image pixels.
+        start: uint8 (side, side, 3), what was drawn over, where that is not the clean window itself: its fine texture
+            shows through what was drawn.
 
     Returns:
         uint8 (H, W, 3), equal to `image` wherever `region` (scaled to the window) does not lie.
@@ -47,7 +50,7 @@ def composite(
     if not inside.any():
         return image.copy()
     if backend == "diffusion":
-        changed = _paste_change(clean, drawn, inside, window, size_wh, feather_px)
+        changed = _paste_change(clean, clean if start is None else start, drawn, inside, window, size_wh, feather_px)
     else:
         native = resize(drawn, window.side)
         # Not cut at the edge of the image: a defect there neither fades nor ends.
@@ -67,19 +70,20 @@ def scaled_region(region: np.ndarray, side: int) -> np.ndarray:
 
 def _paste_change(
     clean: np.ndarray,
+    start: np.ndarray,
     drawn: np.ndarray,
     inside: np.ndarray,
     window: Window,
     size_wh: tuple[int, int],
     feather_px: int,
 ) -> np.ndarray:
-    """clean + upsampled(drawn - downsampled clean): the product's fine texture survives.
+    """start + upsampled(drawn - downsampled start): the fine texture of what was drawn over survives.
 
-    Where the change is so strong that the defect hides what was there, the drawn pixels themselves: a sharp edge of the
-    clean image would leave its ghost, since a change at the generator's scale cannot cancel it.
+    Where the change is so strong that it hides what was there, the drawn pixels themselves: a sharp edge of the start
+    would leave its ghost, since a change at the generator's scale cannot cancel it.
     """
     grain = drawn.shape[0]
-    change = drawn.astype(np.float32) - resize(clean, grain).astype(np.float32)
+    change = drawn.astype(np.float32) - resize(start, grain).astype(np.float32)
     pixels = drawn.astype(np.float32)
     if (clean == clean[..., :1]).all():  # A grey camera stays grey.
         change = np.repeat(change.mean(axis=2, keepdims=True), 3, axis=2)
@@ -87,7 +91,7 @@ def _paste_change(
     strongest = cv2.GaussianBlur(np.abs(change).max(axis=2), (0, 0), 1.0)
     sure = np.clip((strongest - GRAIN) / (CERTAIN - GRAIN), 0, 1)
     hides = resize(np.clip((strongest - SHINES_THROUGH) / (HIDES - SHINES_THROUGH), 0, 1), window.side)[..., None]
-    added = clean + resize(change * sure[..., None], window.side)
+    added = start + resize(change * sure[..., None], window.side)
     drawn_in = added * (1 - hides) + resize(pixels, window.side) * hides
     weight = _feather(inside, window, size_wh, feather_px)[..., None]
     return np.clip(np.round(clean * (1 - weight) + drawn_in * weight), 0, 255).astype(np.uint8)

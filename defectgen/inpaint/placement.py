@@ -7,16 +7,19 @@ of the image at once.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import cv2
 import numpy as np
 
 from defectgen.crops import Crop, centre, own_mask, region_of
+from defectgen.recipe import Place
 from defectgen.records import XYXY
-from defectgen.windows import Window, crop_window
+from defectgen.seeds import numpy_rng
+from defectgen.windows import Window, crop_window, resize
 
 # Side of the windows that are compared.
 COMPARED_PX = 24
@@ -28,11 +31,16 @@ ALIKE = 100.0
 
 @dataclass(frozen=True)
 class Turn:
-    """How a model is turned before it is placed: mirrored in x, then in y, then rotated about its window's centre."""
+    """How a model is turned before it is placed: mirrored in x, then in y, then rotated about its window's centre.
+
+    `warp` bends the defect itself: the largest shift of a point, as a share of the window's side, drawn by `warp_seed`.
+    """
 
     flip_x: bool = False
     flip_y: bool = False
     angle_deg: float = 0.0
+    warp: float = 0.0
+    warp_seed: int = 0
 
     def apply(self, array: np.ndarray) -> np.ndarray:
         """`array` (S, S[, C]) turned, mirrored past its edges."""
@@ -47,6 +55,22 @@ class Turn:
         matrix = cv2.getRotationMatrix2D((middle, middle), self.angle_deg, 1.0)
         return cv2.warpAffine(array, matrix, array.shape[1::-1], borderMode=cv2.BORDER_REFLECT_101)
 
+    def bend(self, array: np.ndarray) -> np.ndarray:
+        """`array` (S, S[, C]), already turned, with the middle of the window bent; its border stays."""
+        if self.warp == 0:
+            return array
+        side = array.shape[0]
+        shifts = np.zeros((5, 5, 2), np.float32)
+        shifts[1:-1, 1:-1] = numpy_rng(self.warp_seed, "warp").uniform(-self.warp, self.warp, (3, 3, 2))
+        field = cv2.resize(shifts * side, (side, side), interpolation=cv2.INTER_CUBIC)
+        ys, xs = np.indices((side, side), np.float32)
+        return cv2.remap(array, xs + field[..., 0], ys + field[..., 1], cv2.INTER_CUBIC, borderMode=cv2.BORDER_REFLECT)
+
+    @classmethod
+    def of_json(cls, placement: dict[str, Any]) -> Turn:
+        """The turn of a placement described by `Placement.to_json`."""
+        return cls(**{field.name: placement[field.name] for field in fields(cls)})
+
     def touches(self, edges: tuple[bool, bool, bool, bool]) -> tuple[bool, bool, bool, bool]:
         """Image edges (left, top, right, bottom) that the turned defect must touch."""
         left, top, right, bottom = edges
@@ -54,6 +78,9 @@ class Turn:
             left, right = right, left
         if self.flip_y:
             top, bottom = bottom, top
+        # Counter-clockwise, as OpenCV rotates: what was on the right comes to the top.
+        for _ in range(round(self.angle_deg / 90) % 4):
+            left, top, right, bottom = top, right, bottom, left
         return (left, top, right, bottom)
 
 
@@ -95,19 +122,18 @@ class Placement:
 
     def to_json(self) -> dict[str, Any]:
         return {
-            "angle_deg": self.turn.angle_deg,
+            **asdict(self.turn),
             "difference": round(self.difference, 1),
-            "flip_x": self.turn.flip_x,
-            "flip_y": self.turn.flip_y,
             "model": self.model,
             "window": [self.window.x, self.window.y, self.window.side],
         }
 
 
-def draw_turn(rng: np.random.Generator, *, flip: bool, rotate_deg: float) -> Turn:
-    flip_x, flip_y = (bool(rng.random() < 0.5) for _ in range(2))
-    angle = float(np.round(rng.uniform(-rotate_deg, rotate_deg), 2))
-    return Turn(flip and flip_x, flip and flip_y, angle)
+def draw_turn(rng: np.random.Generator, place: Place) -> Turn:
+    flip_x, flip_y = (place.flip and bool(rng.random() < 0.5) for _ in range(2))
+    quarters = int(rng.integers(4)) if place.quarter_turns else 0
+    angle = float(np.round(rng.uniform(-place.rotate_deg, place.rotate_deg), 2))
+    return Turn(flip_x, flip_y, 90.0 * quarters + angle, place.warp, int(rng.integers(2**31)))
 
 
 def find_place(
@@ -135,68 +161,103 @@ def find_place(
     crop = model.crop
     window_px = model.twin.shape[0]
     height, width = image.shape[:2]
-    outline = centre(turn.apply(own_mask(crop, window_px)), window_px)
+    outline = turn.bend(centre(turn.apply(own_mask(crop, window_px)), window_px))
     asked = _outline_box(outline)
     if asked is None:
         return None
     side = max(8, round(crop.window.side * scale))
     region = region_of(outline, outlined=crop.outlined)
-    differences, xs, ys = _differences(image, model, turn, region, side)
-
     to_image = side / window_px
-    x1, x2 = xs + asked[0] * to_image, xs + asked[2] * to_image
-    y1, y2 = ys + asked[1] * to_image, ys + asked[3] * to_image
-    free = _free(x1, y1, x2, y2, (width, height), turn.touches(crop.touches), to_image)
-    if allowed is not None:
-        free &= _within(allowed, x1, y1, x2, y2)
-    for other in taken:
-        free &= _overlap(x1, y1, x2, y2, other) <= max_overlap
-    best = _best_places(np.where(free, differences, np.inf), top)
+    touches = turn.touches(crop.touches)
+
+    def box_at(x: Any, y: Any) -> tuple[Any, Any, Any, Any]:
+        return (x + asked[0] * to_image, y + asked[1] * to_image, x + asked[2] * to_image, y + asked[3] * to_image)
+
+    def where_free(differences: np.ndarray, xs: np.ndarray, ys: np.ndarray) -> np.ndarray:
+        """`differences` (R, C) of windows at `xs` (C,) and `ys` (R, 1); infinite where the defect may not be."""
+        x1, y1, x2, y2 = box_at(xs, ys)
+        free = _free(x1, y1, x2, y2, (width, height), touches, to_image)
+        if allowed is not None:
+            free &= _within(allowed, x1, y1, x2, y2)
+        for other in taken:
+            free &= _overlap(x1, y1, x2, y2, other) <= max_overlap
+        return np.where(free, differences, np.inf)
+
+    template = _template(model, turn)
+    differences, xs, ys = _differences(image, template, region, side)
+    best = _best_places(where_free(differences, xs, ys), top)
     if not best:
         return None
     row, column = best[int(rng.integers(len(best)))]
-    window = Window(int(xs[column]), int(ys[row, 0]), side)
-    box = (x1[column], y1[row, 0], x2[column], y2[row, 0])
+    x, y, difference = int(xs[column]), int(ys[row, 0]), float(differences[row, column])
+    # To the pixel: a track must meet the track it goes on as.
+    fine, xs, ys = _differences_near(image, template, region, Window(x, y, side))
+    fine = where_free(fine, xs, ys)
+    nearest = np.unravel_index(int(np.argmin(fine)), fine.shape)
+    if np.isfinite(fine[nearest]):
+        x, y = int(xs[nearest[1]]), int(ys[nearest[0], 0])
+    box = box_at(x, y)
     clipped = (max(box[0], 0.0), max(box[1], 0.0), min(box[2], float(width)), min(box[3], float(height)))
     return Placement(
         class_id=crop.class_id if crop.class_id is not None else -1,
         model=model_index,
         turn=turn,
-        window=window,
+        window=Window(x, y, side),
         asked_xyxy=tuple(round(float(value), 3) for value in clipped),  # type: ignore[arg-type]
         outline=outline,
         region=region,
-        difference=float(differences[row, column]),
+        difference=difference,
     )
 
 
-def _differences(
-    image: np.ndarray, model: Model, turn: Turn, region: np.ndarray, side: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Mean squared difference (R, C) of every window to the model's twin, and the windows' x (C,) and y (R, 1)."""
-    height, width = image.shape[:2]
+def _template(model: Model, turn: Turn) -> np.ndarray:
+    """uint8 (window_px, window_px, 3): the model's turned window without its defect."""
     window_px = model.twin.shape[0]
+    with_surroundings = model.crop.image.copy()
+    centre(with_surroundings, window_px)[...] = model.twin
+    return centre(turn.apply(with_surroundings), window_px)
+
+
+def _differences(
+    image: np.ndarray, template: np.ndarray, region: np.ndarray, side: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Mean squared difference (R, C) of every window to `template`, and the windows' x (C,) and y (R, 1)."""
+    height, width = image.shape[:2]
     grain = side / COMPARED_PX
     small_wh = (max(round(width / grain), 1), max(round(height / grain), 1))
     small = cv2.resize(image, small_wh, interpolation=cv2.INTER_AREA)
     pad = COMPARED_PX // 2
     longest = max(small_wh) + 2 * pad
     padded = crop_window(small, Window(-pad, -pad, longest))[: small_wh[1] + 2 * pad, : small_wh[0] + 2 * pad]
-
-    with_surroundings = model.crop.image.copy()
-    centre(with_surroundings, window_px)[...] = model.twin
-    template = centre(turn.apply(with_surroundings), window_px)
-    template = cv2.resize(template, (COMPARED_PX, COMPARED_PX), interpolation=cv2.INTER_AREA)
-    under = cv2.resize(region.astype(np.float32), (COMPARED_PX, COMPARED_PX), interpolation=cv2.INTER_AREA)
-    weight = 1 + (UNDER_REGION_WEIGHT - 1) * under
-    # matchTemplate squares its mask.
-    root = np.repeat(np.sqrt(weight)[..., None], 3, axis=2).astype(np.float32)
-    squared = cv2.matchTemplate(padded.astype(np.float32), template.astype(np.float32), cv2.TM_SQDIFF, mask=root)
-    differences = np.maximum(squared, 0) / (3 * weight.sum())
+    differences = _match(padded, template, region, COMPARED_PX)
     rows, columns = differences.shape
     xs = np.round((np.arange(columns) - pad) * (width / small_wh[0])).astype(np.int64)
     ys = np.round((np.arange(rows) - pad) * (height / small_wh[1])).astype(np.int64)
     return differences, xs, ys[:, None]
+
+
+def _differences_near(
+    image: np.ndarray, template: np.ndarray, region: np.ndarray, window: Window
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """As `_differences`, at the template's own resolution and for the windows up to a compared pixel away."""
+    window_px = template.shape[0]
+    scale = window.side / window_px
+    reach = math.ceil(window.side / COMPARED_PX)
+    near = crop_window(image, Window(window.x - reach, window.y - reach, window.side + 2 * reach))
+    differences = _match(resize(near, max(round(near.shape[0] / scale), window_px)), template, region, window_px)
+    offsets = np.round(np.arange(len(differences)) * scale).astype(np.int64) - reach
+    return differences, window.x + offsets, (window.y + offsets)[:, None]
+
+
+def _match(image: np.ndarray, template: np.ndarray, region: np.ndarray, size: int) -> np.ndarray:
+    """Mean squared difference of every (size, size) part of `image` to `template`, weighted under `region`."""
+    template = cv2.resize(template, (size, size), interpolation=cv2.INTER_AREA)
+    under = cv2.resize(region.astype(np.float32), (size, size), interpolation=cv2.INTER_AREA)
+    weight = 1 + (UNDER_REGION_WEIGHT - 1) * under
+    # matchTemplate squares its mask.
+    root = np.repeat(np.sqrt(weight)[..., None], 3, axis=2).astype(np.float32)
+    squared = cv2.matchTemplate(image.astype(np.float32), template.astype(np.float32), cv2.TM_SQDIFF, mask=root)
+    return np.maximum(squared, 0) / (3 * weight.sum())
 
 
 def _outline_box(outline: np.ndarray) -> XYXY | None:

@@ -31,7 +31,7 @@ from defectgen.diffusion.unet import build_unet
 from defectgen.images import encode_image, read_rgb
 from defectgen.inpaint.backends import composite
 from defectgen.inpaint.placement import Model, Placement, draw_turn, find_place
-from defectgen.recipe import Backend, Recipe, load_recipe
+from defectgen.recipe import Backend, Place, Recipe, load_recipe
 from defectgen.records import LabelledImage, Sources
 from defectgen.seeds import numpy_rng
 from defectgen.studio import real_crops
@@ -72,7 +72,7 @@ class Bench:
                 self.image,
                 self.models,
                 number * len(self.models) // MICRO_BATCH,
-                turn=draw_turn(rng, flip=True, rotate_deg=0),
+                turn=draw_turn(rng, Place()),
                 scale=1.0,
                 taken=[],
                 max_overlap=0,

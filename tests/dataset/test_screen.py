@@ -17,7 +17,14 @@ SIDE = 32
 
 def train(defects: Sequence[Crop], clean: Sequence[Crop], *, seed: int = 0) -> Screen:
     return train_screen(
-        defects, clean, num_classes=2, window_px=SIDE, flip=True, seed=seed, progress=lambda done, total: None
+        defects,
+        clean,
+        num_classes=2,
+        window_px=SIDE,
+        flip=True,
+        quarter_turns=False,
+        seed=seed,
+        progress=lambda done, total: None,
     )
 
 
@@ -122,6 +129,7 @@ def test_progress_counts_every_step(few_steps: None, toys: Any) -> None:
         num_classes=2,
         window_px=SIDE,
         flip=False,
+        quarter_turns=False,
         seed=0,
         progress=lambda done, total: counted.append((done, total)),
     )

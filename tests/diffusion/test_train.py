@@ -55,6 +55,7 @@ def train(tmp_path: Path, toys: Any) -> Callable[..., tuple[Weights, FitLog]]:
             class_names=("dark", "bright"),
             config=config,
             flip=True,
+            quarter_turns=False,
             seed=seed,
             state_path=tmp_path / state,
             progress=progress,

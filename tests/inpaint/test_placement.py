@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import cv2
 import numpy as np
 import pytest
@@ -9,6 +11,7 @@ from hypothesis import strategies as st
 from defectgen.boxes import iou_xyxy
 from defectgen.crops import Crop, annotation_mask, centre, crop_side, with_surroundings
 from defectgen.inpaint.placement import Model, Placement, Turn, draw_turn, find_place
+from defectgen.recipe import Place
 from defectgen.records import XYXY, Annotation
 from defectgen.windows import crop_window, resize, window_at, window_side
 
@@ -242,6 +245,18 @@ def test_edges_that_a_turned_defect_touches_by_hand() -> None:
     assert Turn(flip_x=True).touches(left_and_top) == (False, True, True, False)
     assert Turn(flip_y=True).touches(left_and_top) == (True, False, False, True)
     assert Turn(True, True).touches(left_and_top) == (False, False, True, True)
+    assert Turn(angle_deg=10).touches(left_and_top) == left_and_top
+
+
+@pytest.mark.parametrize("angle", [0, 90, 180, 270, -90, 365])
+@pytest.mark.parametrize("flip_x", [False, True])
+def test_edges_that_a_turned_defect_touches_are_where_its_pixels_come_to_lie(angle: float, flip_x: bool) -> None:
+    turn = Turn(flip_x=flip_x, angle_deg=angle)
+    bar = np.zeros((9, 9), np.uint8)
+    bar[3:6, :4] = 255  # touches the left edge alone
+    turned = turn.apply(bar) > 128
+    shown = (turned[:, 0].any(), turned[0].any(), turned[:, -1].any(), turned[-1].any())
+    assert turn.touches((True, False, False, False)) == shown
 
 
 def test_turns_by_hand() -> None:
@@ -259,12 +274,47 @@ def test_turns_by_hand() -> None:
 
 def test_drawn_turns_keep_to_what_is_allowed() -> None:
     rng = np.random.default_rng(0)
-    still = [draw_turn(rng, flip=False, rotate_deg=0) for _ in range(20)]
-    assert set(still) == {Turn()}
-    free = [draw_turn(rng, flip=True, rotate_deg=30) for _ in range(200)]
+    still = [draw_turn(rng, Place(flip=False, warp=0)) for _ in range(20)]
+    assert {replace(turn, warp_seed=0) for turn in still} == {Turn()}
+    free = [draw_turn(rng, Place(rotate_deg=30)) for _ in range(200)]
     assert {(turn.flip_x, turn.flip_y) for turn in free} == {(x, y) for x in (False, True) for y in (False, True)}
     angles = [turn.angle_deg for turn in free]
     assert min(angles) < -20 and max(angles) > 20 and max(map(abs, angles)) <= 30
+    quarters = {draw_turn(rng, Place(flip=False, quarter_turns=True)).angle_deg for _ in range(60)}
+    assert quarters == {0, 90, 180, 270}
+
+
+def test_bent_defect_moves_within_its_window_and_the_border_stays() -> None:
+    image = np.random.default_rng(0).integers(0, 256, (80, 80, 3)).astype(np.uint8)
+    image = cv2.GaussianBlur(image, (0, 0), 3)
+    bent = Turn(warp=0.1, warp_seed=5).bend(image)
+    assert (bent == Turn(warp=0.1, warp_seed=5).bend(image)).all()
+    assert (bent != Turn(warp=0.1, warp_seed=6).bend(image)).any()
+    assert (Turn().bend(image) == image).all()
+    border = np.ones((80, 80), bool)
+    border[2:-2, 2:-2] = False
+    assert np.abs(bent[border].astype(int) - image[border]).max() <= 8
+    assert np.abs(bent[30:50, 30:50].astype(int) - image[30:50, 30:50]).max() > 16
+
+
+def test_bend_is_the_same_at_every_resolution() -> None:
+    square = np.zeros((240, 240), np.uint8)
+    square[90:150, 90:150] = 255
+    turn = Turn(warp=0.06, warp_seed=1)
+    small = turn.bend(cv2.resize(square, (60, 60), interpolation=cv2.INTER_AREA)) >= 128
+    large = cv2.resize(turn.bend(square), (60, 60), interpolation=cv2.INTER_AREA) >= 128
+    assert (small ^ large).sum() <= 0.1 * small.sum()
+
+
+def test_place_is_found_to_the_pixel() -> None:
+    # A track whose place the coarse search knows to a twenty-fourth of the window alone.
+    real, image = np.full((200, 200, 3), 60, np.uint8), np.full((200, 200, 3), 60, np.uint8)
+    real[:, 97:105], image[:, 130:138] = 200, 200
+    model = model_of(real, (85, 85, 117, 115))
+    placement = found(image, model)
+    left_in_real, left_in_image = 97 - model.crop.window.x, 130 - placement.window.x
+    assert placement.window.side == model.crop.window.side == 64
+    assert abs(left_in_image - left_in_real) <= 1
 
 
 def test_placement_is_described_by_json_values() -> None:
@@ -272,4 +322,5 @@ def test_placement_is_described_by_json_values() -> None:
     described = placement.to_json()
     assert described["window"] == [placement.window.x, placement.window.y, placement.window.side]
     assert (described["flip_x"], described["flip_y"], described["angle_deg"]) == (True, False, 12.5)
+    assert Turn.of_json(described) == placement.turn
     assert described["model"] == 0 and described["difference"] == pytest.approx(placement.difference, abs=0.05)
