@@ -237,12 +237,12 @@ def _copy(
     # Beyond the edges of its image the window shows mirror images, which are no defects.
     inside = window_inside(crop.window, real.size_wh)
     own = crop_window(annotation_mask(real.annotations[crop.annotation], real.size_wh), crop.window)
-    shape = np.where(inside, own, np.uint8(0)).astype(np.uint8)
+    shape: np.ndarray = np.where(inside, own, np.uint8(0))
     if not crop.outlined:
         # Of a box only what is the defect: the product around it is at the place already, and lies as it lies there.
-        seen = visible_defect(crop, model.twin, min_change=recipe.labels.min_change).astype(np.uint8) * 255
-        seen = cv2.dilate(seen, np.ones((5, 5), np.uint8))
-        visible = cv2.min(shape, resize(seen, shape.shape[0]))
+        seen = visible_defect(crop, model.twin, min_change=recipe.labels.min_change)
+        grown = cv2.dilate(seen.astype(np.uint8) * 255, np.ones((5, 5), np.uint8))
+        visible = cv2.min(shape, resize(grown, shape.shape[0]))
         shape = visible if visible.max() >= 128 else shape
 
     def moved(array: np.ndarray) -> np.ndarray:
