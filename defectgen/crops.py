@@ -96,7 +96,7 @@ def clean_crops(
 ) -> list[Crop]:
     """Windows of clean product, as large as those of the defects and at random places.
 
-    On images that carry defects, windows that touch one are left out.
+    On images that carry defects, windows that touch one are left out; surroundings that do are mirrored instead.
     """
     crops: list[Crop] = []
     rng = numpy_rng(seed, "clean crops")
@@ -108,9 +108,15 @@ def clean_crops(
             side = defects[int(rng.integers(len(defects)))].window.side
             center = (rng.uniform(0, width), rng.uniform(0, height))
             window = window_at(center, min(side, width, height), item.size_wh)
+            around = with_surroundings(window, window_px)
             if any(_intersects(window.xyxy, annotation.xyxy) for annotation in item.annotations):
                 continue
-            scaled = _scaled(image, window, window_px)
+            if any(_intersects(around.xyxy, annotation.xyxy) for annotation in item.annotations):
+                pad = window.x - around.x
+                pixels = crop_window(crop_window(image, window), Window(-pad, -pad, around.side))
+            else:
+                pixels = crop_window(image, around)
+            scaled = resize(pixels, crop_side(window_px))
             crops.append(Crop(scaled, np.zeros(scaled.shape[:2], np.uint8), None, item.name, -1, window, window.xyxy))
     return crops
 

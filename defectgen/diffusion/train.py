@@ -256,5 +256,11 @@ def _save_state(path: Path, *, unet: UNet2DModel, optimizer: Any, ema: EMAModel,
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_suffix(".tmp")
-    torch.save(state, beside)
-    beside.replace(path)
+    try:
+        torch.save(state, beside)
+        beside.replace(path)
+    except (OSError, RuntimeError) as error:  # PyTorch's writer raises RuntimeError where the disk is full.
+        beside.unlink(missing_ok=True)
+        raise RunError(
+            f"{path}: the checkpoint cannot be written ({error}); free some space and run the same command to continue"
+        ) from None

@@ -183,6 +183,18 @@ def test_without_held_out_defects_the_last_weights_are_taken(train: Any, toys: A
     assert reports[-1].held_out_loss is None and reports[-1].seconds_per_step > 0
 
 
+def test_checkpoint_that_does_not_fit_on_the_disk_is_one_clear_error(train: Any, tmp_path: Path) -> None:
+    resource = pytest.importorskip("resource", reason="limits the size of files as POSIX does")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
+    try:
+        with pytest.raises(RunError, match=r"state\.pt: the checkpoint cannot be written \(.*\); free some space"):
+            train()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_diverged_training_names_the_rate_to_lower(train: Any, toys: Any) -> None:
     config = TINY.model_copy(update={"steps": 300, "learning_rate": 1e30})
     with pytest.raises(
