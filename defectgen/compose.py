@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -13,17 +12,17 @@ import cv2
 import numpy as np
 
 from defectgen.boxes import area, iou_xyxy
-from defectgen.crops import annotation_mask
-from defectgen.dataset.labels import CUT_BORDER, contrast, cut_off, label_box, measure, visible_defect, window_view
+from defectgen.copies import copied_in
+from defectgen.dataset.labels import CUT_BORDER, contrast, cut_off, label_box, measure, window_view
 from defectgen.errors import RunError
 from defectgen.images import read_rgb, sha256_file
 from defectgen.inpaint.backends import composite
-from defectgen.inpaint.placement import Placement, Turn, draw_turn, find_place
+from defectgen.inpaint.placement import Placement, draw_turn, find_place
 from defectgen.recipe import Recipe
 from defectgen.records import XYXY, Composite, LabelledImage, PlacedDefect, Rejection, Sources
 from defectgen.seeds import derive_seed, numpy_rng
 from defectgen.studio import Studio
-from defectgen.windows import Window, crop_window, resize, window_inside
+from defectgen.windows import crop_window, resize
 
 # Windows drawn together. Fixed, since the size of a batch changes the last bits of what is drawn in it.
 MICRO_BATCH = 4
@@ -209,7 +208,8 @@ def _draw(
     if config.start == "copy" and config.strength < 1:
         starts = []
         for placement in padded:
-            copy = _copy(recipe, sources, studio, placement.model, placement.turn, placement.window, image)
+            with_copy = copied_in(recipe, sources, studio, placement.model, placement.turn, placement.window, image)
+            copy = crop_window(with_copy, placement.window)
             starts.append(_Drawn(resize(copy, window_px), placement.outline, copy))
     output = studio.pipeline(
         windows,
@@ -225,39 +225,6 @@ def _draw(
         _Drawn(output.images[i], np.round(output.masks[i] * 255).astype(np.uint8), starts[i].start)
         for i in range(len(placements))
     ]
-
-
-def _copy(
-    recipe: Recipe, sources: Sources, studio: Studio, number: int, turn: Turn, window: Window, image: np.ndarray
-) -> np.ndarray:
-    """uint8 (side, side, 3): the window of `image` with real defect `number` turned, bent and Poisson-blended in."""
-    model = studio.models[number]
-    crop = model.crop
-    real = next(one for one in sources.train if one.name == crop.source)
-    # Beyond the edges of its image the window shows mirror images, which are no defects.
-    inside = window_inside(crop.window, real.size_wh)
-    own = crop_window(annotation_mask(real.annotations[crop.annotation], real.size_wh), crop.window)
-    shape: np.ndarray = np.where(inside, own, np.uint8(0))
-    if not crop.outlined:
-        # Of a box only what is the defect: the product around it is at the place already, and lies as it lies there.
-        seen = visible_defect(crop, model.twin, min_change=recipe.labels.min_change)
-        grown = cv2.dilate(seen.astype(np.uint8) * 255, np.ones((5, 5), np.uint8))
-        visible = cv2.min(shape, resize(grown, shape.shape[0]))
-        shape = visible if visible.max() >= 128 else shape
-
-    def moved(array: np.ndarray) -> np.ndarray:
-        return turn.bend(resize(turn.apply(array), window.side))
-
-    pasted = composite(
-        image,
-        window,
-        moved(crop_window(_read(real.path), crop.window)),
-        outline=moved(shape),
-        region=np.ones((window.side, window.side), bool),
-        backend="poisson",
-        feather_px=recipe.inpaint.feather_px,
-    )
-    return crop_window(pasted, window)
 
 
 def _patches(recipe: Recipe, studio: Studio, placements: Sequence[Placement], seeds: Sequence[int]) -> list[_Drawn]:
@@ -365,41 +332,6 @@ def _judge(
     canvas.mask[measured.mask] = placement.class_id + 1
     canvas.placed.append(placed)
     return placed
-
-
-def compose_copy_paste(recipe: Recipe, sources: Sources, studio: Studio, row: dict[str, Any]) -> Composite:
-    """The image of a manifest row again, with the real defects that its placements follow, Poisson-blended.
-
-    The control arm of the evaluation: the same clean images, places and sizes; only the pixels are copies. Labels are
-    the boxes of the real annotations, moved along.
-    """
-    index = int(row["index"])
-    # A clean image may have the name of a defective one.
-    bases = sources.train_clean if recipe.data.base == "clean" else sources.train
-    base = next(image for image in bases if image.name == row["source"])
-    canvas = _Canvas(read_rgb(base.path), np.zeros(base.size_wh[::-1], np.uint8), [], [])
-    for placed in row["placed"]:
-        placement = placed["placement"]
-        window = Window(*placement["window"])
-        before = canvas.image
-        pasted = _copy(recipe, sources, studio, placement["model"], Turn.of_json(placement), window, before)
-        ys, xs = np.nonzero(window_inside(window, base.size_wh))
-        canvas.image = before.copy()
-        canvas.image[ys + window.y, xs + window.x] = pasted[ys, xs]
-        asked: XYXY = tuple(placed["asked_xyxy"])
-        rectangle = ((asked[0], asked[1]), (asked[2], asked[1]), (asked[2], asked[3]), (asked[0], asked[3]))
-        canvas.mask[np.any(canvas.image != before, axis=2)] = placed["class_id"] + 1
-        canvas.placed.append(
-            PlacedDefect(placed["class_id"], asked, asked, (rectangle,), asked, placement | {"backend": "poisson"})
-        )
-    return Composite(
-        index, canvas.image, canvas.mask, base, sha256_file(base.path), base.annotations, tuple(canvas.placed), ()
-    )
-
-
-@lru_cache(maxsize=64)
-def _read(path: Path) -> np.ndarray:
-    return read_rgb(path)
 
 
 def _allowed(recipe: Recipe, base: LabelledImage) -> np.ndarray | None:

@@ -26,7 +26,8 @@ from typing import Any
 import filelock
 import yaml
 
-from defectgen.compose import compose, compose_copy_paste
+from defectgen.compose import compose
+from defectgen.copies import compose_copy_paste
 from defectgen.data.load import load_sources, require_usable
 from defectgen.dataset.manifest import MANIFEST_NAME, Task, read_manifest
 from defectgen.dataset.write import completed, finish, write_composite

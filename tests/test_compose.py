@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,76 +10,20 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+from stand_ins import SIDE, Blobs, Verdict, changed, inside, make_studio
 
 from defectgen.boxes import iou_xyxy
-from defectgen.compose import base_image, clean_indexes, compose, compose_copy_paste
-from defectgen.crops import centre
+from defectgen.compose import base_image, clean_indexes, compose
 from defectgen.diffusion.pipelines import DefectOutput
 from defectgen.errors import RunError
 from defectgen.images import encode_image, read_rgb, sha256_file
 from defectgen.inpaint.backends import scaled_region
-from defectgen.inpaint.placement import Model
-from defectgen.records import Annotation, Composite, LabelledImage, Sources
-from defectgen.studio import Studio, real_crops
+from defectgen.records import Composite, Sources
+from defectgen.studio import Studio
 from defectgen.windows import Window
-
-SIDE = 32
-
 
 # What the stand-in for the generator draws does not depend on a start: none is made.
 FROM_PLACE = {"backend": "diffusion", "start": "place"}
-
-
-class Blobs:
-    """Draws a blob inside each region, darker or brighter than the product there; its seed sets by how much.
-
-    `margin` pixels along the border of the region stay clean.
-    """
-
-    def __init__(self, margin: int = 2) -> None:
-        self.kernel = np.ones((2 * margin + 1, 2 * margin + 1), np.uint8)
-        self.calls: list[tuple[tuple[int, ...], list[int]]] = []
-
-    def __call__(
-        self,
-        windows: np.ndarray,
-        regions: np.ndarray,
-        class_ids: Sequence[int],
-        *,
-        seeds: Sequence[int],
-        **options: Any,
-    ) -> DefectOutput:
-        self.calls.append((windows.shape, list(seeds)))
-        images = windows.copy()
-        for image, region, seed in zip(images, regions, seeds, strict=True):
-            inner = cv2.erode(region.astype(np.uint8), self.kernel, borderValue=0).astype(bool)
-            shift = 60 + seed % 40
-            brighter = image.mean() < 128
-            image[inner] = np.clip(image[inner].astype(int) + (shift if brighter else -shift), 0, 255)
-        return DefectOutput(images=images, masks=regions.astype(np.float32))
-
-
-class Verdict:
-    """A screen that gives every window the same probabilities."""
-
-    def __init__(self, probabilities: Sequence[float]) -> None:
-        self.given = np.array(probabilities, np.float32)
-
-    def probabilities(self, image: np.ndarray, region: np.ndarray, *, model: int) -> np.ndarray:
-        assert image.shape == (SIDE, SIDE, 3) and region.shape == (SIDE, SIDE) and model >= 0
-        return self.given
-
-    def threshold(self, class_id: int, min_probability: float) -> float:
-        return min_probability
-
-
-def make_studio(
-    recipe: Any, sources: Sources, *, screen: Any = None, margin: float = 0.0, least_contrast: float = 0.0
-) -> Studio:
-    """Every real defect of the budget; its own window stands for its clean twin."""
-    models = [Model(crop, np.ascontiguousarray(centre(crop.image, SIDE))) for crop in real_crops(recipe, sources)]
-    classes = len(sources.class_names)
-    return Studio(Blobs(), models, screen, [margin] * classes, [least_contrast] * classes, "f00d")  # type: ignore[arg-type]
 
 
 @pytest.fixture
@@ -95,15 +38,6 @@ def studio(recipe: Any, demo_sources: Sources) -> Studio:
 
 def composites(recipe: Any, sources: Sources, studio: Studio) -> list[Composite]:
     return [compose(recipe, sources, studio, index) for index in range(recipe.synth.num_images)]
-
-
-def changed(composite: Composite) -> np.ndarray:
-    return np.any(composite.image != read_rgb(composite.source.path), axis=2)
-
-
-def inside(box: Sequence[float], mask: np.ndarray) -> np.ndarray:
-    x1, y1, x2, y2 = int(box[0]), int(box[1]), int(np.ceil(box[2])), int(np.ceil(box[3]))
-    return mask[y1:y2, x1:x2]
 
 
 def test_image_is_a_pure_function_of_its_index(recipe: Any, demo_sources: Sources, studio: Studio) -> None:
@@ -460,70 +394,6 @@ def test_mask_of_another_size_names_both_sizes(toys: Any, demo_sources: Sources,
         match=r"mask\.png: place\.region_mask must have the size of part\d+_a\.png, 128x128, got 64x32; resize it",
     ):
         compose(recipe, demo_sources, make_studio(recipe, demo_sources), 0)
-
-
-def copy_paste_row(model: int, window: Window, asked: tuple[float, ...], source: str, **turn: Any) -> dict[str, Any]:
-    placement = {"angle_deg": 0.0, "flip_x": False, "flip_y": False, "warp": 0.0, "warp_seed": 0, "difference": 0.0}
-    placement |= {"model": model, "window": [window.x, window.y, window.side]} | turn
-    return {"index": 5, "source": source, "placed": [{"class_id": 0, "asked_xyxy": asked, "placement": placement}]}
-
-
-def block_sources(folder: Path) -> Sources:
-    """One grey part with a black and white block at (40, 48) of 16 x 8 px, one grey clean part of the same name."""
-    clean = np.full((96, 96, 3), 128, np.uint8)
-    real = clean.copy()
-    real[48:56, 40:48], real[48:56, 48:56] = 0, 255
-    images = []
-    for subset, image in (("real", real), ("clean", clean)):
-        path = folder / subset / "part.png"
-        path.parent.mkdir()
-        path.write_bytes(encode_image(image, "png"))
-        marks = (Annotation(0, (36, 44, 60, 60)),) if subset == "real" else ()
-        images.append(LabelledImage(path, path.name, (96, 96), subset, marks))
-    return Sources(("block",), (images[0],), (images[0],), (images[1],), (), ())
-
-
-@pytest.mark.parametrize("flip_x", [False, True])
-def test_copy_paste_puts_the_real_pixels_into_the_same_box(toys: Any, tmp_path: Path, flip_x: bool) -> None:
-    sources = block_sources(tmp_path)
-    recipe = toys.recipe()
-    studio = make_studio(recipe, sources)
-    crop = studio.models[0].crop
-    # The model's window, moved by 20 px right and 10 px down.
-    window = Window(crop.window.x + 20, crop.window.y + 10, crop.window.side)
-    asked = (56.0, 54.0, 80.0, 70.0)
-    composite = compose_copy_paste(recipe, sources, studio, copy_paste_row(0, window, asked, "part.png", flip_x=flip_x))
-    (placed,) = composite.placed
-    assert placed.label_xyxy == placed.changed_xyxy == placed.asked_xyxy == asked
-    assert placed.placement["backend"] == "poisson"
-    assert composite.index == 5 and composite.source == sources.train_clean[0] and composite.rejected == ()
-    dark, bright = composite.image[59:65, 61:67].mean(), composite.image[59:65, 69:75].mean()
-    dark, bright = (bright, dark) if flip_x else (dark, bright)
-    # Flat surroundings on both sides: Poisson blending gives the real grey levels back.
-    assert dark < 20 and bright > 235
-    around, outside = np.ones((2, 96, 96), bool)
-    inside(asked, around)[...] = False
-    inside((52, 50, 84, 74), outside)[...] = False
-    # The Poisson solver rounds near its border, by a grey level.
-    assert np.abs(composite.image[around].astype(int) - 128).max() <= 1
-    assert (composite.image[outside] == 128).all() and not composite.mask[outside].any()
-    assert (composite.mask[58:66, 60:76] == 1).all()
-
-
-def test_copy_paste_repeats_the_places_of_a_made_set(recipe: Any, demo_sources: Sources, studio: Studio) -> None:
-    from defectgen.dataset.write import write_composite
-
-    index = next(index for index in range(12) if index not in clean_indexes(recipe))
-    composite = compose(recipe, demo_sources, studio, index)
-    names = demo_sources.class_names
-    folder = Path(composite.source.path).parents[3] / "rows"
-    row = write_composite(folder, composite, image_format="png", task="detect", class_names=names)
-    copied = compose_copy_paste(recipe, demo_sources, studio, dict(row))
-    assert copied.source == composite.source and len(copied.placed) == len(composite.placed)
-    for one, other in zip(copied.placed, composite.placed, strict=True):
-        assert one.class_id == other.class_id
-        assert one.label_xyxy == pytest.approx(other.asked_xyxy, abs=1e-3)
-        assert inside(one.label_xyxy, changed(copied)).any()
 
 
 def test_region_at_the_scale_of_a_window_keeps_its_corners() -> None:

@@ -142,6 +142,30 @@ def test_fine_texture_of_the_product_survives_under_a_diffused_defect() -> None:
     assert (pasted == 130).all()
 
 
+def test_fine_texture_of_a_copy_survives_what_is_drawn_over_it() -> None:
+    clean = np.full((128, 128, 3), 100, np.uint8)
+    copy = clean.copy()
+    copy[40:88, 40:88:2] = 60
+    copy[40:88, 41:88:2] = 40
+    drawn = resize(copy, 32)
+    drawn[12:20, 12:20] += np.uint8(20)
+    region = square(32, 6, 6, 20, 20)
+    out = composite(
+        clean,
+        Window(0, 0, 128),
+        drawn,
+        outline=region.astype(np.uint8) * 255,
+        region=region,
+        backend="diffusion",
+        feather_px=2,
+        start=copy,
+    )
+    middle = np.s_[52:76, 52:76]
+    assert (out[middle].astype(int) - copy[middle] == 20).all()
+    outside = ~scaled_region(region, 128)
+    assert (out[outside] == 100).all()
+
+
 def test_defect_that_hides_the_product_shows_none_of_its_texture() -> None:
     out, _ = striped_with(250, "diffusion")
     assert (out == 250).all()
