@@ -148,7 +148,7 @@ def test_fine_texture_of_a_copy_survives_what_is_drawn_over_it() -> None:
     copy[40:88, 40:88:2] = 60
     copy[40:88, 41:88:2] = 40
     drawn = resize(copy, 32)
-    drawn[12:20, 12:20] += np.uint8(20)
+    drawn[8:24, 8:24] += np.uint8(30)
     region = square(32, 6, 6, 20, 20)
     out = composite(
         clean,
@@ -161,7 +161,7 @@ def test_fine_texture_of_a_copy_survives_what_is_drawn_over_it() -> None:
         start=copy,
     )
     middle = np.s_[52:76, 52:76]
-    assert (out[middle].astype(int) - copy[middle] == 20).all()
+    assert (out[middle].astype(int) - copy[middle] == 30).all()
     outside = ~scaled_region(region, 128)
     assert (out[outside] == 100).all()
 
