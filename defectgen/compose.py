@@ -17,7 +17,7 @@ from defectgen.dataset.labels import CUT_BORDER, contrast, cut_off, label_box, m
 from defectgen.errors import RunError
 from defectgen.images import read_rgb, sha256_file
 from defectgen.inpaint.backends import composite
-from defectgen.inpaint.placement import Placement, draw_turn, find_place
+from defectgen.inpaint.placement import ALIKE, Placement, draw_turn, find_place
 from defectgen.recipe import Recipe
 from defectgen.records import XYXY, Composite, LabelledImage, PlacedDefect, Rejection, Sources
 from defectgen.seeds import derive_seed, numpy_rng
@@ -26,8 +26,8 @@ from defectgen.windows import crop_window, resize
 
 # Windows drawn together. Fixed, since the size of a batch changes the last bits of what is drawn in it.
 MICRO_BATCH = 4
-# Of so many real defects, each with its best places, the one whose place fits best is followed.
-MODELS_TRIED = 3
+# Of so many real defects, each with its best places, one whose place fits best is followed.
+MODELS_TRIED = 16
 
 
 @dataclass
@@ -124,7 +124,9 @@ def _fill(
             ]
             placement = _place(recipe, studio, canvas.image, by_class[wanted[slot]], taken, allowed, rng)
             if placement is None:
-                rejected.append(Rejection(wanted[slot], "no free place", "every place is taken, denied or outside"))
+                rejected.append(
+                    Rejection(wanted[slot], "no fitting place", f"none free that is like that of {MODELS_TRIED} models")
+                )
             else:
                 candidates.append((slot, placement))
         if not candidates:
@@ -153,7 +155,7 @@ def _place(
     allowed: np.ndarray | None,
     rng: np.random.Generator,
 ) -> Placement | None:
-    """The best of a few placements, each after another real defect of the class (`numbers` into studio.models)."""
+    """One of the best among many placements, each after a real defect of the class (`numbers` into studio.models)."""
     tried = [
         find_place(
             image,
@@ -170,7 +172,11 @@ def _place(
         for _ in range(MODELS_TRIED)
     ]
     found = [placement for placement in tried if placement is not None]
-    return min(found, key=lambda placement: placement.difference, default=None)
+    if not found:
+        return None
+    limit = 1.5 * min(placement.difference for placement in found) + ALIKE
+    best = [placement for placement in found if placement.difference <= limit]
+    return best[int(rng.integers(len(best)))]
 
 
 @dataclass(frozen=True)

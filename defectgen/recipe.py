@@ -154,7 +154,7 @@ class Inpaint(Section):
         "the clean place itself, or a generated patch. No effect at strength 1, nor on paste and poisson.",
     )
     strength: float = Field(0.6, gt=0, le=1, description="1: drawn afresh from noise; lower: nearer to the start.")
-    num_steps: int = Field(16, ge=1, le=1000, description="Sampling steps.")
+    num_steps: int = Field(10, ge=1, le=1000, description="Sampling steps.")
     guidance: float = Field(2.0, ge=1, description="Weight of the class in sampling; 1 is none.")
     feather_px: int = Field(3, ge=0, description="Width of the soft edge, in image pixels, inside the region.")
 
@@ -178,7 +178,8 @@ class Screen(Section):
     classifier: bool = Field(True, description="Refuse what a classifier of real windows takes for another class.")
     min_probability: Fraction = Field(0.4, description="Probability of the wanted class below which one is refused.")
     min_contrast: Fraction = Field(
-        1.0, description="Contrast below which one is refused, as a share of the first decile of its class's real ones."
+        0.75,
+        description="Contrast below which one is refused, over that of its class's fainter real ones (first decile).",
     )
     max_attempts: int = Field(6, ge=1, description="Rounds per image before its remaining placements are given up.")
 

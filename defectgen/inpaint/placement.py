@@ -23,8 +23,9 @@ from defectgen.windows import Window, crop_window, resize
 
 # Side of the windows that are compared.
 COMPARED_PX = 24
-# What lies under the region counts this much more than what surrounds it.
-UNDER_REGION_WEIGHT = 3.0
+# A place whose mean squared difference is above this, and this share of the variance of the model's window, is none for
+# it: on DeepPCB the gap of an *open* needs a track, and half of its real models find none like theirs in an image.
+UNLIKE, UNLIKE_SHARE = 500.0, 0.25
 # Mean squared difference (of 255 squared) below which places look alike to a person.
 ALIKE = 100.0
 
@@ -149,7 +150,7 @@ def find_place(
     top: int,
     rng: np.random.Generator,
 ) -> Placement | None:
-    """A place drawn among the `top` best ones for the turned model, or None where nothing is free.
+    """A place drawn among the `top` best ones for the turned model, or None where no free one is like the model's.
 
     Args:
         image: uint8 (H, W, 3), the clean image.
@@ -184,14 +185,16 @@ def find_place(
         return np.where(free, differences, np.inf)
 
     template = _template(model, turn)
-    differences, xs, ys = _differences(image, template, region, side)
-    best = _best_places(where_free(differences, xs, ys), top)
+    differences, xs, ys = _differences(image, template, side)
+    unlike = UNLIKE + UNLIKE_SHARE * float(template.reshape(-1, 3).var(axis=0).mean())
+    free = where_free(differences, xs, ys)
+    best = _best_places(np.where(free <= unlike, free, np.inf), top)
     if not best:
         return None
     row, column = best[int(rng.integers(len(best)))]
     x, y, difference = int(xs[column]), int(ys[row, 0]), float(differences[row, column])
     # To the pixel: a track must meet the track it goes on as.
-    fine, xs, ys = _differences_near(image, template, region, Window(x, y, side))
+    fine, xs, ys = _differences_near(image, template, Window(x, y, side))
     fine = where_free(fine, xs, ys)
     nearest = np.unravel_index(int(np.argmin(fine)), fine.shape)
     if np.isfinite(fine[nearest]):
@@ -218,9 +221,7 @@ def _template(model: Model, turn: Turn) -> np.ndarray:
     return centre(turn.apply(with_surroundings), window_px)
 
 
-def _differences(
-    image: np.ndarray, template: np.ndarray, region: np.ndarray, side: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _differences(image: np.ndarray, template: np.ndarray, side: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Mean squared difference (R, C) of every window to `template`, and the windows' x (C,) and y (R, 1)."""
     height, width = image.shape[:2]
     grain = side / COMPARED_PX
@@ -229,7 +230,7 @@ def _differences(
     pad = COMPARED_PX // 2
     longest = max(small_wh) + 2 * pad
     padded = crop_window(small, Window(-pad, -pad, longest))[: small_wh[1] + 2 * pad, : small_wh[0] + 2 * pad]
-    differences = _match(padded, template, region, COMPARED_PX)
+    differences = _match(padded, template, COMPARED_PX)
     rows, columns = differences.shape
     xs = np.round((np.arange(columns) - pad) * (width / small_wh[0])).astype(np.int64)
     ys = np.round((np.arange(rows) - pad) * (height / small_wh[1])).astype(np.int64)
@@ -237,27 +238,23 @@ def _differences(
 
 
 def _differences_near(
-    image: np.ndarray, template: np.ndarray, region: np.ndarray, window: Window
+    image: np.ndarray, template: np.ndarray, window: Window
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """As `_differences`, at the template's own resolution and for the windows up to a compared pixel away."""
     window_px = template.shape[0]
     scale = window.side / window_px
     reach = math.ceil(window.side / COMPARED_PX)
     near = crop_window(image, Window(window.x - reach, window.y - reach, window.side + 2 * reach))
-    differences = _match(resize(near, max(round(near.shape[0] / scale), window_px)), template, region, window_px)
+    differences = _match(resize(near, max(round(near.shape[0] / scale), window_px)), template, window_px)
     offsets = np.round(np.arange(len(differences)) * scale).astype(np.int64) - reach
     return differences, window.x + offsets, (window.y + offsets)[:, None]
 
 
-def _match(image: np.ndarray, template: np.ndarray, region: np.ndarray, size: int) -> np.ndarray:
-    """Mean squared difference of every (size, size) part of `image` to `template`, weighted under `region`."""
+def _match(image: np.ndarray, template: np.ndarray, size: int) -> np.ndarray:
+    """Mean squared difference of every (size, size) part of `image` to `template`."""
     template = cv2.resize(template, (size, size), interpolation=cv2.INTER_AREA)
-    under = cv2.resize(region.astype(np.float32), (size, size), interpolation=cv2.INTER_AREA)
-    weight = 1 + (UNDER_REGION_WEIGHT - 1) * under
-    # matchTemplate squares its mask.
-    root = np.repeat(np.sqrt(weight)[..., None], 3, axis=2).astype(np.float32)
-    squared = cv2.matchTemplate(image.astype(np.float32), template.astype(np.float32), cv2.TM_SQDIFF, mask=root)
-    return np.maximum(squared, 0) / (3 * weight.sum())
+    squared = cv2.matchTemplate(image.astype(np.float32), template.astype(np.float32), cv2.TM_SQDIFF)
+    return np.maximum(squared, 0) / template.size
 
 
 def _outline_box(outline: np.ndarray) -> XYXY | None:
