@@ -132,9 +132,6 @@ def fit(recipe: Recipe, sources: Sources, folder: Path, *, progress: Progress) -
     if log.stopped_early:
         note = f"stopped: the held-out loss was lowest at step {log.best_step}"
         progress("fit generator", recipe.generator.steps, recipe.generator.steps, note)
-    progress("clean twins", 0, 1, f"{len(crops)} real defects")
-    twins = clean_twins(pipeline, crops, seed=recipe.seed)
-    progress("clean twins", 1, 1, "")
     screen = train_screen(
         crops,
         clean,
@@ -145,6 +142,9 @@ def fit(recipe: Recipe, sources: Sources, folder: Path, *, progress: Progress) -
         seed=recipe.seed,
         progress=lambda done, total: progress("fit class check", done, total, ""),
     )
+    progress("clean twins", 0, 1, f"{len(crops)} real defects")
+    twins = clean_twins(pipeline, crops, seed=recipe.seed, clean_probability=screen.clean_probability)
+    progress("clean twins", 1, 1, "")
     done = folder.with_name(folder.name + ".done")
     shutil.rmtree(done, ignore_errors=True)
     pipeline.save_pretrained(done)

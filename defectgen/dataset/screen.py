@@ -80,6 +80,9 @@ class Screen:
         logits = self.members[fold_of(model)](_inputs(image[None], region[None]))
         return functional.softmax(logits, dim=1)[0].numpy()
 
+    def clean_probability(self, image: np.ndarray, region: np.ndarray, model: int) -> float:
+        return float(self.probabilities(image, region, model=model)[-1])
+
     def threshold(self, class_id: int, min_probability: float) -> float:
         """Probability below which a composite is refused."""
         return min(min_probability, self.real_quantiles[class_id])

@@ -7,7 +7,7 @@ much margin the annotators leave around a visible defect.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -17,29 +17,62 @@ from defectgen.diffusion.unet import clean_class
 from defectgen.seeds import derive_seed
 
 BATCH = 16
-# Drawn from the real window noised so far: broken tracks are joined where they were, a spot of copper is forgotten. On
-# DeepPCB, from pure noise, tracks came back with bulges; at 0.85 spots of copper stayed.
-STRENGTH = 0.94
+# The real window noised so far is what a twin is drawn from. At 0.8 a broken track is joined where it was and a spot of
+# copper stays; from pure noise the spot is forgotten, and the track comes back with a bulge or not at all.
+STRENGTHS = (0.8, 0.88, 0.94, 1.0)
+# Probability of clean from which the class check takes a twin for clean.
+CLEAN = 0.5
+
+# (image, region, number of the defect) to the probability that the window shows clean product
+CleanCheck = Callable[[np.ndarray, np.ndarray, int], float]
 
 
-def clean_twins(pipeline: DefectInpaintPipeline, crops: Sequence[Crop], *, seed: int) -> np.ndarray:
-    """uint8 (N, H, W, 3): the window of each crop with its defect replaced by clean product."""
+def clean_twins(
+    pipeline: DefectInpaintPipeline, crops: Sequence[Crop], *, seed: int, clean_probability: CleanCheck
+) -> np.ndarray:
+    """uint8 (N, H, W, 3): the window of each crop with its defect replaced by clean product.
+
+    The twin is the one that changes least among those that pass for clean, or the cleanest where none does.
+    """
     side = pipeline.config.window_px
+    windows = [centre(crop.image, side) for crop in crops]
+    regions = [region_of(centre(crop.mask, side), outlined=crop.outlined) for crop in crops]
+    twins = list(windows)
+    probabilities = np.zeros(len(crops))
+    for strength in STRENGTHS:
+        left = [number for number in range(len(crops)) if probabilities[number] < CLEAN]
+        drawn = _drawn(pipeline, windows, regions, left, strength=strength, seed=seed)
+        for number, twin in zip(left, drawn, strict=True):
+            probability = clean_probability(twin, regions[number], number)
+            if probability > probabilities[number]:
+                twins[number], probabilities[number] = twin, probability
+    return np.stack(twins)
+
+
+def _drawn(
+    pipeline: DefectInpaintPipeline,
+    windows: Sequence[np.ndarray],
+    regions: Sequence[np.ndarray],
+    numbers: Sequence[int],
+    *,
+    strength: float,
+    seed: int,
+) -> list[np.ndarray]:
     clean = clean_class(len(pipeline.config.class_names))
-    twins = []
-    for first in range(0, len(crops), BATCH):
-        part = crops[first : first + BATCH]
+    drawn: list[np.ndarray] = []
+    for first in range(0, len(numbers), BATCH):
+        part = list(numbers[first : first + BATCH])
         # A fixed batch size: what a twin looks like must not depend on how many there are.
         padded = [*part, *[part[0]] * (BATCH - len(part))]
-        windows = np.stack([centre(crop.image, side) for crop in padded])
+        images = np.stack([windows[number] for number in padded])
         output = pipeline(
-            windows,
-            np.stack([region_of(centre(crop.mask, side), outlined=crop.outlined) for crop in padded]),
+            images,
+            np.stack([regions[number] for number in padded]),
             [clean] * BATCH,
-            seeds=[derive_seed(seed, "twin", first + i) for i in range(BATCH)],
-            patches=np.concatenate([windows, np.zeros_like(windows[..., :1])], axis=3),
-            strength=STRENGTH,
+            seeds=[derive_seed(seed, "twin", number) for number in padded],
+            patches=np.concatenate([images, np.zeros_like(images[..., :1])], axis=3),
+            strength=strength,
             guidance=1.0,
         )
-        twins.append(output.images[: len(part)])
-    return np.concatenate(twins)
+        drawn.extend(output.images[: len(part)])
+    return drawn

@@ -10,20 +10,23 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 
 from defectgen.crops import centre, region_of
 from defectgen.diffusion.pipelines import DefectInpaintPipeline, DefectOutput
-from defectgen.diffusion.twins import BATCH, clean_twins
+from defectgen.diffusion.twins import BATCH, STRENGTHS, clean_twins
 from defectgen.diffusion.unet import build_unet
 
 
 class Filler:
-    """Fills every region with one colour and keeps what it was asked for."""
+    """Fills every region with one colour per strength and keeps what it was asked for."""
 
     def __init__(self) -> None:
         self.config = SimpleNamespace(class_names=["scratch", "pit"], window_px=32)
         self.asked: list[list[int]] = []
 
-    def __call__(self, windows: np.ndarray, regions: np.ndarray, class_ids: list[int], **options: Any) -> DefectOutput:
+    def __call__(
+        self, windows: np.ndarray, regions: np.ndarray, class_ids: list[int], *, strength: float, **options: Any
+    ) -> DefectOutput:
         self.asked.append(class_ids)
-        return DefectOutput(np.where(regions[..., None], np.uint8(77), windows), regions.astype(np.float32))
+        colour = np.uint8(100 * strength)
+        return DefectOutput(np.where(regions[..., None], colour, windows), regions.astype(np.float32))
 
 
 @pytest.fixture(scope="module")
@@ -33,25 +36,47 @@ def pipeline() -> DefectInpaintPipeline:
     return DefectInpaintPipeline(unet, FlowMatchEulerDiscreteScheduler(shift=1.0), ("scratch", "pit"), 32)
 
 
+def always(probability: float) -> Any:
+    return lambda image, region, number: probability
+
+
 def test_defect_is_replaced_by_class_clean_and_its_surroundings_stay(toys: Any) -> None:
     crops, filler = toys.crops(BATCH // 2 + 2), Filler()
-    twins = clean_twins(filler, crops, seed=0)
+    twins = clean_twins(filler, crops, seed=0, clean_probability=always(1))
     assert twins.shape == (BATCH + 4, 32, 32, 3) and twins.dtype == np.uint8
     for crop, twin in zip(crops, twins, strict=True):
         region = region_of(centre(crop.mask, 32), outlined=False)
-        assert (twin[region] == 77).all()
+        assert (twin[region] == 100 * STRENGTHS[0]).all()
         assert (twin[~region] == centre(crop.image, 32)[~region]).all()
     # Two batches of one fixed size, all of the class after the defects'.
     assert filler.asked == [[2] * BATCH] * 2
 
 
+def test_twin_changes_least_among_those_that_pass_for_clean(toys: Any) -> None:
+    crops = toys.crops(2)
+    enough = [0.8, 0.94, 1.1, 0.88]  # the strength from which each passes; the third never does
+
+    def clean_probability(image: np.ndarray, region: np.ndarray, number: int) -> float:
+        strength = image[region][0, 0] / 100
+        if strength >= enough[number] - 0.01:
+            return 0.9
+        return 0.4 if strength == 0.88 else 0.1
+
+    twins = clean_twins(Filler(), crops, seed=0, clean_probability=clean_probability)
+    filled = [
+        int(twin[region_of(centre(crop.mask, 32), outlined=False)][0, 0])
+        for crop, twin in zip(crops, twins, strict=True)
+    ]
+    assert filled == [80, 94, 88, 88]
+
+
 def test_twin_does_not_depend_on_how_many_there_are(pipeline: DefectInpaintPipeline, toys: Any) -> None:
     crops = toys.crops(BATCH // 2 + 1)
-    together = clean_twins(pipeline, crops, seed=3)
-    assert (clean_twins(pipeline, crops[:3], seed=3) == together[:3]).all()
-    assert (clean_twins(pipeline, crops, seed=4) != together).any()
+    together = clean_twins(pipeline, crops, seed=3, clean_probability=always(0.1))
+    assert (clean_twins(pipeline, crops[:3], seed=3, clean_probability=always(0.1)) == together[:3]).all()
+    assert (clean_twins(pipeline, crops, seed=4, clean_probability=always(0.1)) != together).any()
 
 
 def test_equal_crops_in_different_batches_get_noise_of_their_own(pipeline: DefectInpaintPipeline, toys: Any) -> None:
-    twins = clean_twins(pipeline, [toys.crops(1)[0]] * (BATCH + 1), seed=0)
+    twins = clean_twins(pipeline, [toys.crops(1)[0]] * (BATCH + 1), seed=0, clean_probability=always(1))
     assert len({twin.tobytes() for twin in twins}) == BATCH + 1
