@@ -38,13 +38,21 @@ class Measured:
     polygons: tuple[Polygon, ...]
 
 
-def visible_change(image: np.ndarray, clean: np.ndarray, *, min_change: int, grain_px: float = 1.0) -> np.ndarray:
+def visible_change(
+    image: np.ndarray, clean: np.ndarray, *, min_change: int, grain_px: float = 1.0, weak_change: int | None = None
+) -> np.ndarray:
     """bool (H, W): where `image` differs from `clean` (both uint8 (H, W, 3)) by at least `min_change` in a channel.
 
+    What is joined to such a place and differs by `weak_change` counts too: where a dark defect runs on over dark
+    product, an annotator sees where it goes (hysteresis, as in Canny 1986).
     Hair lines no wider than two of the generator's pixels (`grain_px` image pixels each), as an edge of the product
     drawn beside its place leaves, do not count, unless most of the change is as thin (a scratch).
     """
-    changed = (cv2.absdiff(image, clean).max(axis=2) >= min_change).astype(np.uint8)
+    change = cv2.absdiff(image, clean).max(axis=2)
+    changed = (change >= min_change).astype(np.uint8)
+    if weak_change is not None and changed.any():
+        _, joined = cv2.connectedComponents((change >= weak_change).astype(np.uint8), connectivity=8)
+        changed = np.isin(joined, np.unique(joined[changed > 0])).astype(np.uint8)
     width = 2 * max(1, round(grain_px)) + 1
     solid = cv2.morphologyEx(changed, cv2.MORPH_OPEN, np.ones((width, width), np.uint8))
     if solid.sum() >= 0.3 * changed.sum():
@@ -66,7 +74,11 @@ def measure(
     x2, y2 = min(window.x + window.side, width), min(window.y + window.side, height)
     mask = np.zeros((height, width), bool)
     mask[y1:y2, x1:x2] = visible_change(
-        image[y1:y2, x1:x2], clean[y1:y2, x1:x2], min_change=min_change, grain_px=window.side / window_px
+        image[y1:y2, x1:x2],
+        clean[y1:y2, x1:x2],
+        min_change=min_change,
+        grain_px=window.side / window_px,
+        weak_change=max(min_change // 2, 1),
     )
     box = mask_xyxy(mask)
     if box is None:

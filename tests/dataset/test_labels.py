@@ -235,6 +235,18 @@ def test_contrast_is_that_of_the_visible_change_alone() -> None:
     assert contrast(clean, clean, min_change=14) == 0
 
 
+def test_faint_end_of_a_visible_defect_belongs_to_it_and_a_faint_spot_elsewhere_does_not() -> None:
+    clean = np.full((64, 64, 3), 60, np.uint8)
+    drawn = clean.copy()
+    drawn[20:30, 10:30] = 20  # a dark pit
+    drawn[20:30, 30:44] = 51  # that runs on over dark product
+    drawn[50:58, 50:58] = 51
+    measured = measure(drawn, clean, Window(0, 0, 64), min_change=14, window_px=64)
+    assert measured is not None and measured.xyxy == (10, 20, 44, 30)
+    faint = np.where(drawn == 20, np.uint8(60), drawn)
+    assert measure(faint, clean, Window(0, 0, 64), min_change=14, window_px=64) is None
+
+
 def test_outlined_and_unseen_defects_leave_no_margin() -> None:
     assert margins([marked(0, 20, 4, outlined=True)] * 6, 1) == [0]
     assert margins([marked(0, 0, 8)] * 6, 1) == [0]
