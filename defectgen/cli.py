@@ -262,6 +262,10 @@ def train_yolo(
             from defectgen.yolo.results import results_table
 
             stdout.print(results_table(results))
+            no_verdict = (
+                "No verdict: it takes real+defectgen, another arm and two seeds, as in --set 'train_yolo.seeds=[0,1,2]'"
+            )
+            stdout.print(results["verdict"]["sentence"] if results["verdict"] else no_verdict, markup=False)
             stdout.print(str(folder / "yolo" / results["best"]["weights"]), soft_wrap=True, highlight=False)
 
 

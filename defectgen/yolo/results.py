@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from defectgen.recipe import TrainYolo
 from defectgen.yolo.arms import Plan
+from defectgen.yolo.verdict import judge
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -28,24 +30,28 @@ def collect_results(
 ) -> dict[str, Any]:
     """The content of results.json from the result per arm and seed.
 
-    `best` is the arm with the highest mean mAP50-95, and its first seed's weights: not the seed that did best on the
-    test set.
+    `verdict` is None with one seed. `best` is the arm with the highest mean mAP50-95, and its first seed's weights: not
+    the seed that did best on the test set.
     """
     arms: dict[str, dict[str, Any]] = {
         name: {"seeds": runs, "mean": mean_metrics(runs)} for name, runs in results.items()
     }
     best = max(arms, key=lambda name: arms[name]["mean"]["map50_95"])
     first = results[best][0]
+    test_images = len({sample.image.path for sample in plan.test})
+    scores = {name: {run["seed"]: run["metrics"]["map50_95"] for run in runs} for name, runs in results.items()}
+    verdict = judge(scores)
     return {
         "profile": config.model_dump(mode="json"),
         "device": first["device"],
         "precision": first["precision"],
         "versions": first["versions"],
         "classes": list(class_names),
-        "test_images": len({sample.image.path for sample in plan.test}),
+        "test_images": test_images,
         "test_files": len(plan.test),
         "test_clean_images": plan.num_clean_images,
         "arms": arms,
+        "verdict": None if verdict is None else {**asdict(verdict), "sentence": verdict.sentence(test_images)},
         "best": {"arm": best, "seed": first["seed"], "weights": first["weights"]},
     }
 
