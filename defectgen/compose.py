@@ -17,7 +17,7 @@ from defectgen.dataset.labels import CUT_BORDER, contrast, cut_off, label_box, m
 from defectgen.errors import RunError
 from defectgen.images import read_rgb, sha256_file
 from defectgen.inpaint.backends import composite
-from defectgen.inpaint.placement import ALIKE, Placement, draw_turn, find_place
+from defectgen.inpaint.placement import Placement, draw_turn, find_place
 from defectgen.recipe import Recipe
 from defectgen.records import XYXY, Composite, LabelledImage, PlacedDefect, Rejection, Sources
 from defectgen.seeds import derive_seed, numpy_rng
@@ -26,7 +26,7 @@ from defectgen.windows import crop_window, resize
 
 # Windows drawn together. Fixed, since the size of a batch changes the last bits of what is drawn in it.
 MICRO_BATCH = 4
-# Of so many real defects, each with its best places, one whose place fits best is followed.
+# So many real defects are tried for one that has a place like its own.
 MODELS_TRIED = 16
 
 
@@ -155,9 +155,13 @@ def _place(
     allowed: np.ndarray | None,
     rng: np.random.Generator,
 ) -> Placement | None:
-    """One of the best among many placements, each after a real defect of the class (`numbers` into studio.models)."""
-    tried = [
-        find_place(
+    """A place for a real defect of the class (`numbers` into studio.models); another one where it has none.
+
+    All are followed equally often. Taking the one whose place fits best instead would follow the small and faint ones:
+    on flat product, which is what most of an image is like, nothing differs.
+    """
+    for _ in range(MODELS_TRIED):
+        placement = find_place(
             image,
             studio.models,
             numbers[int(rng.integers(len(numbers)))],
@@ -169,14 +173,9 @@ def _place(
             top=recipe.place.top,
             rng=rng,
         )
-        for _ in range(MODELS_TRIED)
-    ]
-    found = [placement for placement in tried if placement is not None]
-    if not found:
-        return None
-    limit = 1.5 * min(placement.difference for placement in found) + ALIKE
-    best = [placement for placement in found if placement.difference <= limit]
-    return best[int(rng.integers(len(best)))]
+        if placement is not None:
+            return placement
+    return None
 
 
 @dataclass(frozen=True)

@@ -322,7 +322,7 @@ def test_what_a_region_changes_past_its_box_is_no_other_defects(toys: Any, demo_
             seed=seed,
             data={"base": base},
             inpaint=FROM_PLACE,
-            place={"per_image": (3, 3)},
+            place={"per_image": (6, 6)},
             synth={"num_images": 8, "clean_share": 0},
         )
         # Blobs that nearly fill their regions, which reach past the boxes.
