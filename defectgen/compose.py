@@ -74,7 +74,7 @@ def compose(recipe: Recipe, sources: Sources, studio: Studio, index: int) -> Com
     raise RunError(
         f"image {index}: no defect was accepted on {recipe.synth.max_tries} clean images ({listed}); "
         "look at `defectgen synth --set synth.num_images=8`, fit longer (generator.steps), or screen less "
-        "(screen.min_probability, labels.min_change)"
+        "(screen.min_probability, screen.min_contrast, labels.min_change)"
     )
 
 
@@ -290,10 +290,18 @@ def _judge(
         feather_px=recipe.inpaint.feather_px,
         start=drawn.start,
     )
-    measured = measure(image, canvas.image, placement.window, min_change=min_change, window_px=window_px)
+    margin_px = studio.margins[placement.class_id] if recipe.labels.margin == "auto" else 0.0
+    measured = measure(
+        image,
+        canvas.image,
+        placement.window,
+        min_change=min_change,
+        window_px=window_px,
+        # The annotators' margin holds the faint rim already.
+        weak_change=None if margin_px else max(min_change // 2, 1),
+    )
     if measured is None:
         return refuse("no visible change", f"no pixel changed by {min_change} grey levels")
-    margin_px = studio.margins[placement.class_id] if recipe.labels.margin == "auto" else 0.0
     label = label_box(measured.xyxy, margin_px, (image.shape[1], image.shape[0]))
     after = window_view(image, placement.window, window_px)
     seen = contrast(after, before, min_change=min_change)

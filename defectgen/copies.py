@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
 
-from defectgen.crops import annotation_mask
+from defectgen.crops import annotation_mask, centre
 from defectgen.dataset.labels import visible_defect
 from defectgen.images import read_rgb, sha256_file
 from defectgen.inpaint.backends import composite
-from defectgen.inpaint.placement import Turn
+from defectgen.inpaint.placement import Turn, annotated_box
 from defectgen.recipe import Recipe
-from defectgen.records import XYXY, Composite, PlacedDefect, Sources
+from defectgen.records import Composite, LabelledImage, PlacedDefect, Sources
 from defectgen.studio import Studio
 from defectgen.windows import Window, crop_window, resize, window_inside
 
@@ -25,26 +25,23 @@ def copied_in(
 ) -> np.ndarray:
     """`image` (uint8 (H, W, 3)) with real defect `number` turned, bent and Poisson-blended into `window`."""
     model = studio.models[number]
-    crop = model.crop
-    real = next(one for one in sources.train if one.name == crop.source)
-    # Beyond the edges of its image the window shows mirror images, which are no defects.
-    inside = window_inside(crop.window, real.size_wh)
-    own = crop_window(annotation_mask(real.annotations[crop.annotation], real.size_wh), crop.window)
-    shape: np.ndarray = np.where(inside, own, np.uint8(0))
-    if not crop.outlined:
+    real = next(one for one in sources.train if one.name == model.crop.source)
+    pixels, shape = _real_defect(real, model.crop.annotation, model.crop.window)
+    side = model.crop.window.side
+    if not model.crop.outlined:
         # Of a box only what is the defect: the product around it is at the place already, and lies as it lies there.
-        seen = visible_defect(crop, model.twin, min_change=recipe.labels.min_change)
+        seen = visible_defect(model.crop, model.twin, min_change=recipe.labels.min_change)
         grown = cv2.dilate(seen.astype(np.uint8) * 255, np.ones((5, 5), np.uint8))
-        visible = cv2.min(shape, resize(grown, shape.shape[0]))
+        visible = cv2.min(shape, np.pad(resize(grown, side), (len(shape) - side) // 2))
         shape = visible if visible.max() >= 128 else shape
 
     def moved(array: np.ndarray) -> np.ndarray:
-        return turn.bend(resize(turn.apply(array), window.side))
+        return turn.bend(resize(centre(turn.apply(array), side), window.side))
 
     return composite(
         image,
         window,
-        moved(crop_window(_read(real.path), crop.window)),
+        moved(pixels),
         outline=moved(shape),
         region=np.ones((window.side, window.side), bool),
         backend="poisson",
@@ -55,8 +52,8 @@ def copied_in(
 def compose_copy_paste(recipe: Recipe, sources: Sources, studio: Studio, row: dict[str, Any]) -> Composite:
     """The image of a manifest row again, with the real defects that its placements follow, Poisson-blended.
 
-    The control arm of the evaluation: the same clean images, places and sizes; only the pixels are copies. Labels are
-    the boxes of the real annotations, moved along.
+    The control arm of the evaluation: the same clean images, places and sizes; only the pixels are copies. They are not
+    bent, so that the boxes of the real annotations, moved along, are right labels.
     """
     index = int(row["index"])
     # A clean image may have the name of a defective one.
@@ -67,10 +64,10 @@ def compose_copy_paste(recipe: Recipe, sources: Sources, studio: Studio, row: di
     copies = []
     for placed in row["placed"]:
         placement = placed["placement"]
-        turn, window = Turn.of_json(placement), Window(*placement["window"])
+        turn, window = replace(Turn.of_json(placement), warp=0.0), Window(*placement["window"])
         before, image = image, copied_in(recipe, sources, studio, placement["model"], turn, window, image)
         mask[np.any(image != before, axis=2)] = placed["class_id"] + 1
-        asked: XYXY = tuple(placed["asked_xyxy"])
+        asked = annotated_box(studio.models[placement["model"]], turn, window, base.size_wh)
         rectangle = ((asked[0], asked[1]), (asked[2], asked[1]), (asked[2], asked[3]), (asked[0], asked[3]))
         copies.append(
             PlacedDefect(placed["class_id"], asked, asked, (rectangle,), asked, placement | {"backend": "poisson"})
@@ -78,6 +75,12 @@ def compose_copy_paste(recipe: Recipe, sources: Sources, studio: Studio, row: di
     return Composite(index, image, mask, base, sha256_file(base.path), base.annotations, tuple(copies), ())
 
 
-@lru_cache(maxsize=64)
-def _read(path: Path) -> np.ndarray:
-    return read_rgb(path)
+@lru_cache(maxsize=256)
+def _real_defect(real: LabelledImage, annotation: int, window: Window) -> tuple[np.ndarray, np.ndarray]:
+    """Pixels (S, S, 3) and mask (S, S), both uint8, of a real defect and what surrounds its window, for rotations."""
+    pad = window.side // 4
+    around = Window(window.x - pad, window.y - pad, window.side + 2 * pad)
+    shape = crop_window(annotation_mask(real.annotations[annotation], real.size_wh), around)
+    # Beyond the edges of its image the window shows mirror images, which are no defects.
+    own: np.ndarray = np.where(window_inside(around, real.size_wh), shape, np.uint8(0))
+    return np.ascontiguousarray(crop_window(read_rgb(real.path), around)), own

@@ -125,7 +125,7 @@ class Place(Section):
     per_image: tuple[int, int] = Field((1, 3), description="Fewest and most synthetic defects per image.")
     max_overlap: Fraction = Field(0.0, description="Largest overlap (IoU of boxes) with another label in the image.")
     scale: tuple[float, float] = Field((0.85, 1.2), description="Size of a placement over that of its real model.")
-    rotate_deg: float = Field(0.0, ge=0, le=180, description="Largest rotation of the real model's outline, +-.")
+    rotate_deg: float = Field(0.0, ge=0, le=180, description="Largest rotation of the real model, +-.")
     flip: bool = Field(True, description="Whether defects may be mirrored.")
     quarter_turns: bool = Field(
         False, description="Whether defects may be turned by 90, 180 or 270 degrees, as on product without a direction."
@@ -168,7 +168,12 @@ class Labels(Section):
     margin: Literal["auto", "tight"] = Field(
         "auto", description="auto: boxes keep the annotators' margin around the visible defect; tight: none."
     )
-    min_change: int = Field(14, ge=1, le=255, description="Smallest visible change of a pixel, of 255, any channel.")
+    min_change: int = Field(
+        14,
+        ge=1,
+        le=255,
+        description="Smallest visible change of a pixel, of 255, in any channel.",
+    )
     min_area_fraction: Fraction = Field(0.3, description="Label box over the box asked for; below: rejected.")
 
 

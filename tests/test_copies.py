@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from stand_ins import changed, inside, make_studio
 
+from defectgen.boxes import iou_xyxy
 from defectgen.compose import clean_indexes, compose
 from defectgen.copies import compose_copy_paste, copied_in
 from defectgen.images import encode_image, read_rgb
@@ -83,7 +84,8 @@ def test_copy_paste_repeats_the_places_of_a_made_set(toys: Any, demo_sources: So
     assert copied.source == composite.source and len(copied.placed) == len(composite.placed)
     for one, other in zip(copied.placed, composite.placed, strict=True):
         assert one.class_id == other.class_id
-        assert one.label_xyxy == pytest.approx(other.asked_xyxy, abs=1e-3)
+        # Of the unbent real defect, so not quite what the composite asked for.
+        assert iou_xyxy(one.label_xyxy, other.asked_xyxy) > 0.6
         assert inside(one.label_xyxy, changed(copied)).any()
 
 

@@ -66,9 +66,9 @@ def visible_change(
 
 
 def measure(
-    image: np.ndarray, clean: np.ndarray, window: Window, *, min_change: int, window_px: int
+    image: np.ndarray, clean: np.ndarray, window: Window, *, min_change: int, window_px: int, weak_change: int | None
 ) -> Measured | None:
-    """The change within `window`, or None where nothing changed visibly."""
+    """The change within `window`, or None where nothing changed visibly (see `visible_change`)."""
     height, width = image.shape[:2]
     x1, y1 = max(window.x, 0), max(window.y, 0)
     x2, y2 = min(window.x + window.side, width), min(window.y + window.side, height)
@@ -78,7 +78,7 @@ def measure(
         clean[y1:y2, x1:x2],
         min_change=min_change,
         grain_px=window.side / window_px,
-        weak_change=max(min_change // 2, 1),
+        weak_change=weak_change,
     )
     box = mask_xyxy(mask)
     if box is None:

@@ -38,7 +38,7 @@ def clean_twins(
     windows = [centre(crop.image, side) for crop in crops]
     regions = [region_of(centre(crop.mask, side), outlined=crop.outlined) for crop in crops]
     twins = list(windows)
-    probabilities = np.zeros(len(crops))
+    probabilities = np.full(len(crops), -1.0)
     for strength in STRENGTHS:
         left = [number for number in range(len(crops)) if probabilities[number] < CLEAN]
         drawn = _drawn(pipeline, windows, regions, left, strength=strength, seed=seed)

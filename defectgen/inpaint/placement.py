@@ -1,8 +1,8 @@
 """Where a defect goes: the places of a clean image that look most like those of the class's real defects.
 
 A placement follows a *model*, a real defect of the class. The window around a candidate place (its surroundings and
-what lies under the region) is compared at low resolution with the clean twin of the model's window, at every place
-of the image at once.
+what lies under the region) is compared with the clean twin of the model's window: at low resolution at every place of
+the image at once, then, around the one that is drawn, at the generator's.
 """
 
 from __future__ import annotations
@@ -109,7 +109,7 @@ class Placement:
         asked_xyxy: box of the defect asked for, as the annotators would draw it, in image pixels.
         outline: uint8 (H, W), 255 on the defect asked for, in window pixels.
         region: bool (H, W), where may be drawn.
-        difference: mean squared difference of the place to the model's.
+        difference: mean squared difference of the place, as found at low resolution, to the model's.
     """
 
     class_id: int
@@ -199,18 +199,42 @@ def find_place(
     nearest = np.unravel_index(int(np.argmin(fine)), fine.shape)
     if np.isfinite(fine[nearest]):
         x, y = int(xs[nearest[1]]), int(ys[nearest[0], 0])
-    box = box_at(x, y)
-    clipped = (max(box[0], 0.0), max(box[1], 0.0), min(box[2], float(width)), min(box[3], float(height)))
     return Placement(
         class_id=crop.class_id if crop.class_id is not None else -1,
         model=model_index,
         turn=turn,
         window=Window(x, y, side),
-        asked_xyxy=tuple(round(float(value), 3) for value in clipped),  # type: ignore[arg-type]
+        asked_xyxy=_clipped(box_at(x, y), (width, height)),
         outline=outline,
         region=region,
         difference=difference,
     )
+
+
+def annotated_box(model: Model, turn: Turn, window: Window, size_wh: tuple[int, int]) -> XYXY:
+    """The annotators' box of the model, once the model is turned and its window lies as `window` of an image.
+
+    Exact, but for turns other than quarters: to a pixel of the generator.
+    """
+    x1, y1, x2, y2 = model.crop.window.to_window(model.crop.xyxy, 1)
+    if turn.flip_x:
+        x1, x2 = 1 - x2, 1 - x1
+    if turn.flip_y:
+        y1, y2 = 1 - y2, 1 - y1
+    for _ in range(round(turn.angle_deg / 90) % 4):  # counter-clockwise
+        x1, y1, x2, y2 = y1, 1 - x2, y2, 1 - x1
+    if turn.angle_deg % 90:
+        window_px = model.twin.shape[0]
+        box = _outline_box(centre(turn.apply(own_mask(model.crop, window_px)), window_px))
+        assert box is not None, "it was placed, so it has an outline"
+        x1, y1, x2, y2 = (value / window_px for value in box)
+    side = window.side
+    return _clipped((window.x + x1 * side, window.y + y1 * side, window.x + x2 * side, window.y + y2 * side), size_wh)
+
+
+def _clipped(box: Sequence[float], size_wh: tuple[int, int]) -> XYXY:
+    clipped = (max(box[0], 0.0), max(box[1], 0.0), min(box[2], size_wh[0]), min(box[3], size_wh[1]))
+    return tuple(round(float(value), 3) for value in clipped)  # type: ignore[return-value]
 
 
 def _template(model: Model, turn: Turn) -> np.ndarray:

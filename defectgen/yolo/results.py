@@ -30,8 +30,8 @@ def collect_results(
 ) -> dict[str, Any]:
     """The content of results.json from the result per arm and seed.
 
-    `verdict` is None with one seed. `best` is the arm with the highest mean mAP50-95, and its first seed's weights: not
-    the seed that did best on the test set.
+    `verdict` is None without two seeds, `real+defectgen` and another arm. `best` is the arm with the highest mean
+    mAP50-95, and its first seed's weights: not the seed that did best on the test set.
     """
     arms: dict[str, dict[str, Any]] = {
         name: {"seeds": runs, "mean": mean_metrics(runs)} for name, runs in results.items()

@@ -11,8 +11,6 @@ import numpy as np
 from scipy import stats
 
 OWN_ARM = "real+defectgen"
-# Trained on real images beyond the budget: a ceiling, no rival.
-CEILING = "full-real"
 FEWEST_SEEDS = 2
 CONFIDENCE = 0.95
 
@@ -57,7 +55,7 @@ def judge(scores: dict[str, dict[int, float]]) -> Verdict | None:
     rivals = {
         name: {seed: value for seed, value in arm.items() if seed in own}
         for name, arm in scores.items()
-        if name not in (OWN_ARM, CEILING)
+        if name != OWN_ARM
     }
     rivals = {name: arm for name, arm in rivals.items() if len(arm) >= FEWEST_SEEDS}
     if not rivals:

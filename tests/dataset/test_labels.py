@@ -35,7 +35,7 @@ def changed(*boxes: tuple[int, int, int, int], by: int = 60) -> np.ndarray:
 
 
 def measured(image: np.ndarray, window: Window | None = None, *, min_change: int = 14) -> Measured | None:
-    return measure(image, CLEAN, window or Window(0, 0, 64), min_change=min_change, window_px=64)
+    return measure(image, CLEAN, window or Window(0, 0, 64), min_change=min_change, window_px=64, weak_change=None)
 
 
 def box_of(image: np.ndarray, window: Window | None = None) -> XYXY:
@@ -241,10 +241,10 @@ def test_faint_end_of_a_visible_defect_belongs_to_it_and_a_faint_spot_elsewhere_
     drawn[20:30, 10:30] = 20  # a dark pit
     drawn[20:30, 30:44] = 51  # that runs on over dark product
     drawn[50:58, 50:58] = 51
-    measured = measure(drawn, clean, Window(0, 0, 64), min_change=14, window_px=64)
+    measured = measure(drawn, clean, Window(0, 0, 64), min_change=14, window_px=64, weak_change=7)
     assert measured is not None and measured.xyxy == (10, 20, 44, 30)
     faint = np.where(drawn == 20, np.uint8(60), drawn)
-    assert measure(faint, clean, Window(0, 0, 64), min_change=14, window_px=64) is None
+    assert measure(faint, clean, Window(0, 0, 64), min_change=14, window_px=64, weak_change=7) is None
 
 
 def test_outlined_and_unseen_defects_leave_no_margin() -> None:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from defectgen.boxes import iou_xyxy
 from defectgen.crops import Crop, annotation_mask, centre, crop_side, with_surroundings
-from defectgen.inpaint.placement import Model, Placement, Turn, draw_turn, find_place
+from defectgen.inpaint.placement import Model, Placement, Turn, annotated_box, draw_turn, find_place
 from defectgen.recipe import Place
 from defectgen.records import XYXY, Annotation
 from defectgen.windows import crop_window, resize, window_at, window_side
@@ -321,6 +321,23 @@ def test_place_is_found_to_the_pixel() -> None:
     left_in_real, left_in_image = 97 - model.crop.window.x, 130 - placement.window.x
     assert placement.window.side == model.crop.window.side == 64
     assert abs(left_in_image - left_in_real) <= 1
+
+
+@pytest.mark.parametrize("angle", [0, 90, 180, 270])
+@pytest.mark.parametrize(("flip_x", "flip_y"), [(False, False), (True, False), (True, True)])
+def test_annotators_box_turns_as_the_outline_does(flip_x: bool, flip_y: bool, angle: float) -> None:
+    turn = Turn(flip_x, flip_y, angle)
+    model = model_of(product(0), (60, 50, 90, 58))
+    placement = found(product(0), model, turn=turn, scale=0.9)
+    box = annotated_box(model, turn, placement.window, (160, 120))
+    assert box == pytest.approx(placement.asked_xyxy, abs=placement.window.side / WINDOW_PX)
+
+
+def test_annotators_box_of_an_unturned_model_is_exact_and_ends_at_the_image() -> None:
+    model = model_of(product(0), (60.5, 50.25, 90, 58))
+    window = model.crop.window
+    assert annotated_box(model, Turn(), window, (160, 120)) == (60.5, 50.25, 90, 58)
+    assert annotated_box(model, Turn(warp=0.1), window, (80, 120)) == (60.5, 50.25, 80, 58)
 
 
 def test_placement_is_described_by_json_values() -> None:
