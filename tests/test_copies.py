@@ -8,13 +8,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from stand_ins import changed, inside, make_studio
+from stand_ins import Blobs, changed, inside, make_studio
 
 from defectgen.boxes import iou_xyxy
 from defectgen.compose import clean_indexes, compose
 from defectgen.copies import compose_copy_paste, copied_in
+from defectgen.diffusion.pipelines import DefectOutput
 from defectgen.images import encode_image, read_rgb
-from defectgen.inpaint.placement import Turn
+from defectgen.inpaint.placement import Turn, annotated_box
 from defectgen.records import Annotation, LabelledImage, Sources
 from defectgen.windows import Window
 
@@ -118,3 +119,46 @@ def test_copy_changes_nothing_outside_its_window_and_not_the_image_given(toys: A
     outside = np.ones((96, 96), bool)
     outside[max(window.y, 0) : window.y + window.side, : window.x + window.side] = False
     assert (copy[outside] == before[outside]).all()
+
+
+class Echo(Blobs):
+    """Draws what it starts from."""
+
+    def __call__(self, windows: np.ndarray, regions: np.ndarray, class_ids: Any, **options: Any) -> DefectOutput:
+        patches = options["patches"]
+        return DefectOutput(np.where(regions[..., None], patches[..., :3], windows), regions.astype(np.float32))
+
+
+def test_what_was_drawn_over_a_copy_keeps_the_copys_own_resolution(toys: Any, demo_sources: Sources) -> None:
+    recipe = toys.recipe(
+        inpaint={"backend": "diffusion", "start": "copy", "strength": 0.5, "feather_px": 0},
+        place={"per_image": (1, 1)},
+        synth={"num_images": 6, "clean_share": 0},
+    )
+    studio = replace(make_studio(recipe, demo_sources), pipeline=Echo())
+    for index in range(6):
+        made = compose(recipe, demo_sources, studio, index)
+        (placed,) = made.placed
+        placement = placed.placement
+        turn, window = Turn.of_json(placement), Window(*placement["window"])
+        clean = read_rgb(made.source.path)
+        copy = copied_in(recipe, demo_sources, studio, placement["model"], turn, window, clean)
+        # Drawing changed nothing, so the composite is the copy, pixel by pixel; but along the border of its region.
+        differs = changed(made)
+        assert differs.any() and (made.image[differs] == copy[differs]).all(axis=1).mean() > 0.8
+        assert iou_xyxy(placed.label_xyxy, placed.asked_xyxy) > 0.3
+
+
+@pytest.mark.parametrize("turn", [Turn(flip_y=True), Turn(angle_deg=90), Turn(True, False, 270), Turn(warp=0.05)])
+def test_copy_lies_in_the_box_that_was_asked_for(toys: Any, tmp_path: Path, turn: Turn) -> None:
+    sources = block_sources(tmp_path)
+    studio = make_studio(toys.recipe(), sources)
+    window = Window(20, 24, round(1.2 * studio.models[0].crop.window.side))
+    clean = read_rgb(sources.train_clean[0].path)
+    copy = copied_in(toys.recipe(), sources, studio, 0, turn, window, clean)
+    ys, xs = np.nonzero(np.abs(copy.astype(int) - 128).max(axis=2) > 40)
+    x1, y1, x2, y2 = annotated_box(studio.models[0], turn, window, (96, 96))
+    # The block of 16 x 8 px lies in the middle of its box of 24 x 16.
+    seen = (xs.min(), ys.min(), xs.max() + 1, ys.max() + 1)
+    margin = 4 * 1.2
+    assert seen == pytest.approx((x1 + margin, y1 + margin, x2 - margin, y2 - margin), abs=3.5)

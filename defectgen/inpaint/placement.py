@@ -174,10 +174,10 @@ def find_place(
     def box_at(x: Any, y: Any) -> tuple[Any, Any, Any, Any]:
         return (x + asked[0] * to_image, y + asked[1] * to_image, x + asked[2] * to_image, y + asked[3] * to_image)
 
-    def where_free(differences: np.ndarray, xs: np.ndarray, ys: np.ndarray) -> np.ndarray:
-        """`differences` (R, C) of windows at `xs` (C,) and `ys` (R, 1); infinite where the defect may not be."""
+    def where_free(differences: np.ndarray, xs: np.ndarray, ys: np.ndarray, grain_px: float) -> np.ndarray:
+        """`differences` (R, C) of windows at `xs` (C,) and `ys` (R, 1), `grain_px` apart; infinite where not free."""
         x1, y1, x2, y2 = box_at(xs, ys)
-        free = _free(x1, y1, x2, y2, (width, height), touches, to_image)
+        free = _free(x1, y1, x2, y2, (width, height), touches, to_image, grain_px)
         if allowed is not None:
             free &= _within(allowed, x1, y1, x2, y2)
         for other in taken:
@@ -187,7 +187,7 @@ def find_place(
     template = _template(model, turn)
     differences, xs, ys = _differences(image, template, side)
     unlike = UNLIKE + UNLIKE_SHARE * float(template.reshape(-1, 3).var(axis=0).mean())
-    free = where_free(differences, xs, ys)
+    free = where_free(differences, xs, ys, side / COMPARED_PX)
     best = _best_places(np.where(free <= unlike, free, np.inf), top)
     if not best:
         return None
@@ -195,7 +195,7 @@ def find_place(
     x, y, difference = int(xs[column]), int(ys[row, 0]), float(differences[row, column])
     # To the pixel: a track must meet the track it goes on as.
     fine, xs, ys = _differences_near(image, template, Window(x, y, side))
-    fine = where_free(fine, xs, ys)
+    fine = where_free(fine, xs, ys, to_image)
     nearest = np.unravel_index(int(np.argmin(fine)), fine.shape)
     if np.isfinite(fine[nearest]):
         x, y = int(xs[nearest[1]]), int(ys[nearest[0], 0])
@@ -298,6 +298,7 @@ def _free(
     size_wh: tuple[int, int],
     touches: tuple[bool, bool, bool, bool],
     slack_px: float,
+    grain_px: float,
 ) -> np.ndarray:
     """bool (R, C): boxes inside the image, that touch the edges they must and no other."""
     width, height = size_wh
@@ -305,7 +306,7 @@ def _free(
     slack = max(slack_px, 1.0)
     fits_x = (x1 >= -slack if left else x1 >= 0) & (x2 <= width + slack if right else x2 <= width)
     fits_y = (y1 >= -slack if top else y1 >= 0) & (y2 <= height + slack if bottom else y2 <= height)
-    reach = 2 * slack + (x2[0] - x1[0]) / COMPARED_PX
+    reach = slack + max(grain_px, 1.0)
     # A defect that runs through from edge to edge may hang over both.
     if left and right:
         fits_x = np.ones_like(fits_x)

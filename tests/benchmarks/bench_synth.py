@@ -14,6 +14,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -23,7 +24,8 @@ from rich.console import Console
 from rich.table import Table
 
 from defectgen.compose import MICRO_BATCH
-from defectgen.crops import centre
+from defectgen.copies import copied_in
+from defectgen.crops import Crop, centre
 from defectgen.data.load import load_sources
 from defectgen.dataset.labels import measure, window_view
 from defectgen.diffusion.pipelines import DefectInpaintPipeline, DefectPatchPipeline
@@ -34,7 +36,8 @@ from defectgen.inpaint.placement import Model, Placement, draw_turn, find_place
 from defectgen.recipe import Backend, Place, Recipe, load_recipe
 from defectgen.records import LabelledImage, Sources
 from defectgen.seeds import numpy_rng
-from defectgen.studio import real_crops
+from defectgen.studio import Studio, real_crops
+from defectgen.windows import crop_window, resize
 
 SEEDS = list(range(MICRO_BATCH))
 
@@ -48,7 +51,7 @@ class Bench:
         self.base: LabelledImage = sources.train_clean[0]
         self.image = read_rgb(self.base.path)
         crops = real_crops(recipe, sources)
-        self.models = [Model(crop, centre(crop.image, self.window_px)) for crop in crops]
+        self.models = [Model(crop, self.twin(crop)) for crop in crops]
         torch.manual_seed(0)
         unet = build_unet(
             len(sources.class_names),
@@ -62,16 +65,21 @@ class Bench:
         self.inpaint, self.patch = DefectInpaintPipeline(*parts), DefectPatchPipeline(*parts)
         for pipeline in (self.inpaint, self.patch):
             pipeline.set_progress_bar_config(disable=True)
+        screen: Any = None
+        self.studio = Studio(self.inpaint, self.models, screen, [0.0] * len(sources.class_names), [], "")
+        self.sources = sources
         self.places = self.find_places()
         self.class_ids = [place.class_id for place in self.places]
 
     def find_places(self) -> list[Placement]:
+        """`MICRO_BATCH` places, of the first models that have one."""
         rng = numpy_rng(self.recipe.seed, "bench")
-        found = [
-            find_place(
+        places: list[Placement] = []
+        for number in range(len(self.models)):
+            place = find_place(
                 self.image,
                 self.models,
-                number * len(self.models) // MICRO_BATCH,
+                number,
                 turn=draw_turn(rng, Place()),
                 scale=1.0,
                 taken=[],
@@ -80,11 +88,25 @@ class Bench:
                 top=self.recipe.place.top,
                 rng=rng,
             )
-            for number in range(MICRO_BATCH)
+            places += [place] if place is not None else []
+            if len(places) == MICRO_BATCH:
+                return places
+        raise SystemExit("too few models of the demo product have a place on its first clean image")
+
+    def twin(self, crop: Crop) -> np.ndarray:
+        """The window without its defect: good enough to look for places with."""
+        window, mask = centre(crop.image, self.window_px), centre(crop.mask, self.window_px)
+        return cv2.inpaint(window, cv2.dilate(mask, np.ones((5, 5), np.uint8)), 3, cv2.INPAINT_TELEA)
+
+    def copies(self) -> list[np.ndarray]:
+        """The windows with copies of real defects in them."""
+        return [
+            crop_window(
+                copied_in(self.recipe, self.sources, self.studio, place.model, place.turn, place.window, self.image),
+                place.window,
+            )
+            for place in self.places
         ]
-        places = [place for place in found if place is not None]
-        assert len(places) == MICRO_BATCH, "the demo product has room for every model"
-        return places
 
     def draw_patches(self) -> np.ndarray:
         """uint8 (B, p, p, 4): RGB and mask."""
@@ -93,8 +115,12 @@ class Bench:
         return np.concatenate([output.images, masks[..., None]], axis=3)
 
     def defects(self, backend: Backend, strength: float = 1.0) -> None:
-        """`MICRO_BATCH` defects drawn, blended and measured."""
-        patches = self.draw_patches() if backend != "diffusion" or strength < 1 else None
+        """`MICRO_BATCH` defects drawn, blended and measured; below strength 1 over copies."""
+        starts = self.copies() if strength < 1 else [None] * MICRO_BATCH
+        patches = self.draw_patches() if backend != "diffusion" else None
+        if strength < 1:
+            small = np.stack([resize(start, self.window_px) for start in starts])
+            patches = np.concatenate([small, np.stack([place.outline for place in self.places])[..., None]], axis=3)
         if backend != "diffusion":
             assert patches is not None
             drawn = patches[..., :3]
@@ -109,7 +135,7 @@ class Bench:
                 num_steps=self.config.num_steps,
                 guidance=self.config.guidance,
             ).images
-        for place, pixels in zip(self.places, drawn, strict=True):
+        for place, pixels, start in zip(self.places, drawn, starts, strict=True):
             image = composite(
                 self.image,
                 place.window,
@@ -118,8 +144,16 @@ class Bench:
                 region=place.region,
                 backend=backend,
                 feather_px=self.config.feather_px,
+                start=start,
             )
-            measure(image, self.image, place.window, min_change=self.recipe.labels.min_change, window_px=self.window_px)
+            measure(
+                image,
+                self.image,
+                place.window,
+                min_change=self.recipe.labels.min_change,
+                window_px=self.window_px,
+                weak_change=None,
+            )
 
     def parts(self) -> list[tuple[str, int, Callable[[], object]]]:
         """Name, things made per call, and the call."""
@@ -129,7 +163,8 @@ class Bench:
             ("defect, paste", MICRO_BATCH, lambda: self.defects("paste")),
             ("defect, poisson", MICRO_BATCH, lambda: self.defects("poisson")),
             ("defect, diffusion 1", MICRO_BATCH, lambda: self.defects("diffusion")),
-            ("defect, diffusion 0.5", MICRO_BATCH, lambda: self.defects("diffusion", 0.5)),
+            ("copy a real defect in", MICRO_BATCH, self.copies),
+            ("defect, diffusion over a copy", MICRO_BATCH, lambda: self.defects("diffusion", self.config.strength)),
             ("encode png", 1, lambda: encode_image(self.image, "png")),
             ("encode jpg", 1, lambda: encode_image(self.image, "jpg")),
         ]

@@ -323,6 +323,12 @@ def test_place_is_found_to_the_pixel() -> None:
     assert abs(left_in_image - left_in_real) <= 1
 
 
+def test_defect_that_touches_an_edge_is_placed_at_the_edge_to_the_pixel() -> None:
+    model = model_of(product(0, 231, 180), (150, 60, 231, 100))
+    gaps = [231 - found(product(seed, 231, 180), model).asked_xyxy[2] for seed in range(1, 6)]
+    assert max(gaps) <= 2 * model.crop.window.side / WINDOW_PX
+
+
 @pytest.mark.parametrize("angle", [0, 90, 180, 270])
 @pytest.mark.parametrize(("flip_x", "flip_y"), [(False, False), (True, False), (True, True)])
 def test_annotators_box_turns_as_the_outline_does(flip_x: bool, flip_y: bool, angle: float) -> None:
