@@ -14,6 +14,9 @@ from defectgen.windows import Window, crop_window, resize, window_inside
 # A change of fewer grey levels (of 255) is the generator's own grain, not a defect, and is not pasted; one of more is
 # pasted in full. Between the two it fades in.
 GRAIN, CERTAIN = 8.0, 20.0
+# Binarised: more than this share of the image lies within so many grey levels of its darkest or its brightest pixel,
+# and these are so far apart.
+BINARY_SHARE, SLACK_LEVELS, LEVELS_APART = 0.98, 8, 128
 # Through a change of fewer grey levels the product's texture shows in full; one of more hides it.
 SHINES_THROUGH, HIDES = 40.0, 100.0
 
@@ -57,10 +60,29 @@ def composite(
         shape = (resize(outline, window.side) >= 128) & scaled_region(region, window.side)
         blend = _poisson if backend == "poisson" else _paste
         changed = blend(clean, native, shape if shape.any() else inside, feather_px)
+    levels = two_levels(image)
+    if levels is not None:
+        changed = np.where(changed.mean(axis=2, keepdims=True) < np.mean(levels), *levels).astype(np.uint8)
     out = image.copy()
     ys, xs = np.nonzero(inside)
     out[ys + window.y, xs + window.x] = changed[ys, xs]
     return out
+
+
+def two_levels(image: np.ndarray) -> tuple[int, int] | None:
+    """The two grey levels of a binarised image; None for any other.
+
+    Such an image stays binary: a grey pixel in it would tell a detector where a defect was drawn.
+    """
+    low, high = int(image.min()), int(image.max())
+    if low == high and low in (0, 255):  # a blank part of one
+        return (0, 255)
+    if high - low < LEVELS_APART:
+        return None
+    near_low, near_high = (image <= low + SLACK_LEVELS).mean(), (image >= high - SLACK_LEVELS).mean()
+    # A camera's black is never without noise: a dark field with a few bright spots is not binarised.
+    both = min(near_low, near_high) > 1 - BINARY_SHARE
+    return (low, high) if near_low + near_high > (BINARY_SHARE if both else 0.9999) else None
 
 
 def scaled_region(region: np.ndarray, side: int) -> np.ndarray:

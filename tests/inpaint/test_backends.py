@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from defectgen.inpaint.backends import composite, scaled_region
+from defectgen.inpaint.backends import composite, scaled_region, two_levels
 from defectgen.recipe import Backend
 from defectgen.windows import Window, crop_window, resize
 
@@ -169,6 +169,30 @@ def test_fine_texture_of_a_copy_survives_what_is_drawn_over_it() -> None:
 def test_defect_that_hides_the_product_shows_none_of_its_texture() -> None:
     out, _ = striped_with(250, "diffusion")
     assert (out == 250).all()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_binarised_image_stays_binary(backend: Backend) -> None:
+    image = np.zeros((96, 96, 3), np.uint8)
+    image[:, 40:] = 255
+    image[10, 10] = 4  # what a lossy file leaves
+    drawn = np.full((32, 32, 3), 90, np.uint8)
+    drawn[10:22, 10:22] = np.arange(0, 240, 20, dtype=np.uint8)[:, None, None]
+    out = blended(image, Window(32, 32, 32), drawn, square(32, 6, 6, 20, 20), backend)
+    assert (out != image).any()
+    assert set(np.unique(out[out != image])) <= {0, 255}
+
+
+def test_image_with_a_few_bright_pixels_is_not_taken_for_binarised() -> None:
+    dark_field = np.random.default_rng(0).integers(0, 20, (100, 100, 3)).astype(np.uint8)
+    dark_field[50, 40:60] = 255
+    assert two_levels(dark_field) is None
+    assert two_levels(np.full((10, 10, 3), 128, np.uint8)) is None
+    grey = np.random.default_rng(0).integers(0, 256, (64, 64, 3)).astype(np.uint8)
+    assert two_levels(grey) is None
+    printed = np.where(np.arange(100)[:, None, None] < 20, np.uint8(12), np.full((100, 100, 3), 240, np.uint8))
+    assert two_levels(printed) == (12, 240)
+    assert two_levels(np.full((10, 10, 3), 255, np.uint8)) == (0, 255)
 
 
 def test_feather_fades_a_change_towards_the_border_of_the_region_alone() -> None:
