@@ -155,7 +155,8 @@ def fit(
             stdout.print(
                 f"generator of {facts['num_defects']} real defects: {log['steps']} steps in "
                 f"{log['seconds'] / 60:.1f} min, weights of step {log['best_step']}; the class check finds "
-                f"{facts['screen']['real_accuracy']:.0%} of real defects it has not seen"
+                f"{facts['screen']['real_accuracy']:.0%} of real defects it has not seen, and takes "
+                f"{facts['twins_clean']:.0%} of their twins without the defect for clean"
             )
             stdout.print(str(folder / "generator"), soft_wrap=True, highlight=False)
 
@@ -259,13 +260,10 @@ def train_yolo(
         if as_json:
             _print_json(results)
         else:
-            from defectgen.yolo.results import results_table
+            from defectgen.yolo.results import results_table, verdict_line
 
             stdout.print(results_table(results))
-            no_verdict = (
-                "No verdict: it takes real+defectgen, another arm and two seeds, as in --set 'train_yolo.seeds=[0,1,2]'"
-            )
-            stdout.print(results["verdict"]["sentence"] if results["verdict"] else no_verdict, markup=False)
+            stdout.print(verdict_line(results), markup=False, highlight=False)
             stdout.print(str(folder / "yolo" / results["best"]["weights"]), soft_wrap=True, highlight=False)
 
 

@@ -143,7 +143,7 @@ def fit(recipe: Recipe, sources: Sources, folder: Path, *, progress: Progress) -
         progress=lambda done, total: progress("fit class check", done, total, ""),
     )
     progress("clean twins", 0, 1, f"{len(crops)} real defects")
-    twins = clean_twins(pipeline, crops, seed=recipe.seed, clean_probability=screen.clean_probability)
+    twins, twins_clean = clean_twins(pipeline, crops, seed=recipe.seed, clean_probability=screen.clean_probability)
     progress("clean twins", 1, 1, "")
     done = folder.with_name(folder.name + ".done")
     shutil.rmtree(done, ignore_errors=True)
@@ -157,6 +157,7 @@ def fit(recipe: Recipe, sources: Sources, folder: Path, *, progress: Progress) -
         "margins": annotators_margin(crops, twins, num_classes=num_classes, min_change=min_change),
         "least_contrasts": least_contrasts(crops, twins, num_classes=num_classes, min_change=min_change),
         "screen": screen.save(done),
+        "twins_clean": twins_clean,
         "log": asdict(log),
         "version": __version__,
     }

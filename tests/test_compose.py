@@ -18,7 +18,7 @@ from defectgen.diffusion.pipelines import DefectOutput
 from defectgen.errors import RunError
 from defectgen.images import encode_image, read_rgb, sha256_file
 from defectgen.inpaint.backends import scaled_region
-from defectgen.records import Composite, Sources
+from defectgen.records import Annotation, Composite, LabelledImage, Sources
 from defectgen.studio import Studio
 from defectgen.windows import Window
 
@@ -133,6 +133,28 @@ def test_label_holds_what_visibly_changed_and_nothing_else_did(
         assert unexplained.sum() <= max(0.1 * visible.sum(), 15)
 
 
+def test_real_defects_are_followed_in_equal_shares_however_well_their_places_fit(toys: Any, tmp_path: Path) -> None:
+    # One defect lies on flat product, which fits itself to the grey level, one on grain, which never does.
+    def product(seed: int) -> np.ndarray:
+        image = np.full((128, 256, 3), 120, np.uint8)
+        image[:, 128:] += np.random.default_rng(seed).integers(0, 40, (128, 128, 1)).astype(np.uint8)
+        return image
+
+    images = []
+    for name, image in (("real", product(0)), ("clean", product(1))):
+        path = tmp_path / f"{name}.png"
+        path.write_bytes(encode_image(image, "png"))
+        marks = (Annotation(0, (56, 56, 72, 72)), Annotation(0, (184, 56, 200, 72))) if name == "real" else ()
+        images.append(LabelledImage(path, path.name, (256, 128), name, marks))
+    sources = Sources(("pit",), (images[0],), (images[0],), (images[1],), (), ())
+    recipe = toys.recipe(inpaint=FROM_PLACE, place={"per_image": (1, 1)}, synth={"num_images": 40, "clean_share": 0})
+    made = composites(recipe, sources, make_studio(recipe, sources))
+    followed = Counter(placed.placement["model"] for composite in made for placed in composite.placed)
+    differences = {placed.placement["model"]: placed.placement["difference"] for one in made for placed in one.placed}
+    assert differences[0] < 0.1 * differences[1]
+    assert min(followed.values()) >= 10
+
+
 def test_annotators_margin_widens_the_label_unless_tight_is_asked_for(recipe: Any, demo_sources: Sources) -> None:
     studio = make_studio(recipe, demo_sources, margin=2)
     index = next(index for index in range(12) if index not in clean_indexes(recipe))
@@ -142,6 +164,28 @@ def test_annotators_margin_widens_the_label_unless_tight_is_asked_for(recipe: An
     tight = recipe.model_copy(update={"labels": recipe.labels.model_copy(update={"margin": "tight"})})
     (placed, *_) = compose(tight, demo_sources, studio, index).placed
     assert placed.label_xyxy == placed.changed_xyxy
+
+
+class FaintTail(Blobs):
+    """The right half of each blob is so faint that it is no visible change by itself."""
+
+    def __call__(self, windows: np.ndarray, regions: np.ndarray, class_ids: Sequence[int], **options: Any) -> Any:
+        output = super().__call__(windows, regions, class_ids, **options)
+        for image, window, region in zip(output.images, windows, regions, strict=True):
+            xs = np.nonzero(region.any(axis=0))[0]
+            half = np.s_[:, (xs[0] + xs[-1]) // 2 :]
+            image[half] = np.where(image[half] < window[half], window[half] - np.uint8(15), window[half])
+        return output
+
+
+def test_label_follows_a_faint_end_unless_the_annotators_margin_holds_it(toys: Any, demo_sources: Sources) -> None:
+    recipe = toys.recipe(inpaint=FROM_PLACE, place={"per_image": (1, 1)}, synth={"num_images": 12, "clean_share": 0})
+    widths = {}
+    for margin in (0.0, 1.0):
+        studio = replace(make_studio(recipe, demo_sources, margin=margin), pipeline=FaintTail())
+        boxes = [one.changed_xyxy for made in composites(recipe, demo_sources, studio) for one in made.placed]
+        widths[margin] = np.mean([x2 - x1 for x1, _, x2, _ in boxes])
+    assert widths[0.0] > 1.2 * widths[1.0]
 
 
 def test_labels_do_not_overlap(toys: Any, demo_sources: Sources) -> None:

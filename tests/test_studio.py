@@ -45,6 +45,7 @@ def test_folder_holds_weights_twins_class_check_and_facts(fitted: Any) -> None:
     assert facts["class_names"] == ["scratch", "pit", "stain", "dent"]
     assert facts["num_defects"] == 12 and len(facts["margins"]) == 4
     assert facts["log"]["steps"] == 4 and 0 <= facts["screen"]["real_accuracy"] <= 1
+    assert 0 <= facts["twins_clean"] <= 1
     assert sorted(path.name for path in fitted.out.iterdir() if not path.name.startswith(".")) == [
         "demo",
         "generator",

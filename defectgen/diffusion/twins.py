@@ -29,8 +29,8 @@ CleanCheck = Callable[[np.ndarray, np.ndarray, int], float]
 
 def clean_twins(
     pipeline: DefectInpaintPipeline, crops: Sequence[Crop], *, seed: int, clean_probability: CleanCheck
-) -> np.ndarray:
-    """uint8 (N, H, W, 3): the window of each crop with its defect replaced by clean product.
+) -> tuple[np.ndarray, float]:
+    """uint8 (N, H, W, 3): the window of each crop with its defect replaced by clean product; the share that pass.
 
     The twin is the one that changes least among those that pass for clean, or the cleanest where none does.
     """
@@ -46,7 +46,7 @@ def clean_twins(
             probability = clean_probability(twin, regions[number], number)
             if probability > probabilities[number]:
                 twins[number], probabilities[number] = twin, probability
-    return np.stack(twins)
+    return np.stack(twins), float((probabilities >= CLEAN).mean())
 
 
 def _drawn(

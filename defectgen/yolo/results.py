@@ -73,6 +73,13 @@ def _mean(values: Sequence[float | None]) -> float | None:
     return sum(known) / len(known) if known else None
 
 
+def verdict_line(results: dict[str, Any]) -> str:
+    """The verdict as a sentence, or what it takes to get one."""
+    if results["verdict"] is None:
+        return "No verdict: it takes real+defectgen, another arm and two seeds, as in --set 'train_yolo.seeds=[0,1,2]'"
+    return str(results["verdict"]["sentence"])
+
+
 def results_table(results: dict[str, Any]) -> Table:
     """One row per arm: means over the seeds, in percent; a dash where the test set cannot tell."""
     from rich.table import Table

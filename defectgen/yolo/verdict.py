@@ -41,15 +41,16 @@ class Verdict:
         }[self.finding]
         return (
             f"{what}: on {num_test_images} real held-out images mAP50-95 changes by {self.difference:+.1f} points "
-            f"against {self.against} (95 % interval {self.low:+.1f} to {self.high:+.1f}, {self.num_seeds} seeds)."
+            f"against {self.against} (95 % interval {self.low:+.1f} to {self.high:+.1f}, over {self.num_seeds} "
+            "trainings on the same real images)."
         )
 
 
 def judge(scores: dict[str, dict[int, float]]) -> Verdict | None:
     """The verdict from mAP50-95 (0 to 1) per arm and seed; None where OWN_ARM, a rival or a second seed is missing.
 
-    Arms of one seed share its real images, so differences are paired by seed. The rival is the arm with the highest
-    mean: what a user would train on otherwise.
+    Differences are paired by seed. The rival is the arm with the highest mean: what a user would train on otherwise.
+    The seeds are of trainings: how much the draw of the real images matters, the interval does not say.
     """
     own = scores.get(OWN_ARM, {})
     rivals = {

@@ -42,7 +42,8 @@ def always(probability: float) -> Any:
 
 def test_defect_is_replaced_by_class_clean_and_its_surroundings_stay(toys: Any) -> None:
     crops, filler = toys.crops(BATCH // 2 + 2), Filler()
-    twins = clean_twins(filler, crops, seed=0, clean_probability=always(1))
+    twins, passed = clean_twins(filler, crops, seed=0, clean_probability=always(1))
+    assert passed == 1
     assert twins.shape == (BATCH + 4, 32, 32, 3) and twins.dtype == np.uint8
     for crop, twin in zip(crops, twins, strict=True):
         region = region_of(centre(crop.mask, 32), outlined=False)
@@ -62,7 +63,8 @@ def test_twin_changes_least_among_those_that_pass_for_clean(toys: Any) -> None:
             return 0.9
         return 0.4 if strength == 0.88 else 0.1
 
-    twins = clean_twins(Filler(), crops, seed=0, clean_probability=clean_probability)
+    twins, passed = clean_twins(Filler(), crops, seed=0, clean_probability=clean_probability)
+    assert passed == 0.75
     filled = [
         int(twin[region_of(centre(crop.mask, 32), outlined=False)][0, 0])
         for crop, twin in zip(crops, twins, strict=True)
@@ -72,11 +74,11 @@ def test_twin_changes_least_among_those_that_pass_for_clean(toys: Any) -> None:
 
 def test_twin_does_not_depend_on_how_many_there_are(pipeline: DefectInpaintPipeline, toys: Any) -> None:
     crops = toys.crops(BATCH // 2 + 1)
-    together = clean_twins(pipeline, crops, seed=3, clean_probability=always(0.1))
-    assert (clean_twins(pipeline, crops[:3], seed=3, clean_probability=always(0.1)) == together[:3]).all()
-    assert (clean_twins(pipeline, crops, seed=4, clean_probability=always(0.1)) != together).any()
+    together, _ = clean_twins(pipeline, crops, seed=3, clean_probability=always(0.1))
+    assert (clean_twins(pipeline, crops[:3], seed=3, clean_probability=always(0.1))[0] == together[:3]).all()
+    assert (clean_twins(pipeline, crops, seed=4, clean_probability=always(0.1))[0] != together).any()
 
 
 def test_equal_crops_in_different_batches_get_noise_of_their_own(pipeline: DefectInpaintPipeline, toys: Any) -> None:
-    twins = clean_twins(pipeline, [toys.crops(1)[0]] * (BATCH + 1), seed=0, clean_probability=always(1))
+    twins, _ = clean_twins(pipeline, [toys.crops(1)[0]] * (BATCH + 1), seed=0, clean_probability=always(1))
     assert len({twin.tobytes() for twin in twins}) == BATCH + 1

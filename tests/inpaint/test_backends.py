@@ -33,6 +33,7 @@ def blended(image: np.ndarray, window: Window, drawn: np.ndarray, region: np.nda
         region=region,
         backend=backend,
         feather_px=feather_px,
+        **options,
     )
 
 
@@ -212,6 +213,19 @@ def test_defect_at_the_edge_of_the_image_is_not_faded_there(window: Window) -> N
     drawn = np.full((64, 64, 3), 180, np.uint8)
     out = blended(image, window, drawn, square(64, 0, 20, 30, 30), "diffusion", feather_px=3)
     assert (out[35, :10] == 180).all()
+
+
+@pytest.mark.parametrize("size", [3, 4, 5, 8])
+def test_feather_does_not_dim_a_defect_of_a_few_pixels(size: int) -> None:
+    image = np.full((64, 64, 3), 120, np.uint8)
+    copy = image.copy()
+    copy[30 : 30 + size, 30 : 30 + size] = 40
+    # As for such a defect: two of the generator's pixels for one of the image, and two of them around it.
+    region = square(128, 58, 58, 4 + 2 * size, 4 + 2 * size)
+    drawn = resize(copy, 128)
+    out = blended(image, Window(0, 0, 64), drawn, region, "diffusion", feather_px=3, start=copy)
+    kept = (120 - out[30 : 30 + size, 30 : 30 + size].astype(float)).mean() / 80
+    assert kept > 0.75
 
 
 def test_defect_at_the_edge_of_a_window_inside_the_image_is_faded_there() -> None:

@@ -2,13 +2,14 @@ import json
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 
 from defectgen.errors import RunError, UsageError
 from defectgen.recipe import TrainYolo
 from defectgen.yolo.environment import _container_cores, num_threads, worker_environment
-from defectgen.yolo.results import mean_metrics, results_table
+from defectgen.yolo.results import collect_results, mean_metrics, results_table, verdict_line
 from defectgen.yolo.train import resolve_model, train_arms
 
 
@@ -77,6 +78,25 @@ def test_table_shows_percent_and_a_dash_for_the_unknown():
     results = {"arms": arms, "classes": ["scratch", "spot"], "test_images": 3, "best": {"arm": "real"}}
     table = results_table(results)
     assert [next(iter(column.cells)) for column in table.columns] == ["real", "40.0", "20.0", "–", "40.0", "–"]
+
+
+def test_two_seeds_give_a_verdict_and_one_says_what_it_takes():
+    def runs(*scores):
+        return [
+            {**_run(0.4, 0.5), "seed": seed, "device": "cpu", "precision": "bf16", "versions": {}, "weights": "w"}
+            | {"metrics": {**_run(0.4, 0.5)["metrics"], "map50_95": score}}
+            for seed, score in enumerate(scores)
+        ]
+
+    plan = SimpleNamespace(test=[], num_clean_images=0)
+
+    def collected(*per_arm):
+        results = dict(zip(("real", "real+defectgen"), (runs(*scores) for scores in per_arm), strict=True))
+        return collect_results(results, config=TrainYolo(), class_names=["scratch", "spot"], plan=plan)
+
+    assert verdict_line(collected((0.2, 0.21), (0.3, 0.31))).startswith("Adding the synthetic images helps: ")
+    assert collected((0.2, 0.21), (0.1, 0.11))["verdict"]["finding"] == "hurts"
+    assert "two seeds" in verdict_line(collected((0.2,), (0.3,)))
 
 
 def test_failing_worker_shows_the_end_of_its_log(tmp_path, make_sources):

@@ -68,5 +68,5 @@ def test_sentence_says_what_how_much_against_what_and_how_sure() -> None:
     assert verdict is not None
     assert verdict.sentence(194) == (
         "No difference is shown by adding the synthetic images: on 194 real held-out images mAP50-95 changes by "
-        "+4.5 points against real (95 % interval -1.9 to +10.9, 2 seeds)."
+        "+4.5 points against real (95 % interval -1.9 to +10.9, over 2 trainings on the same real images)."
     )
