@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import overload
 
+import cv2
 import numpy as np
 
 from defectgen.records import XYXY, Polygon
@@ -109,6 +110,23 @@ def polygon_mask(polygon: Polygon, size_wh: tuple[int, int]) -> np.ndarray:
         crossings = x1 + (rows + 0.5 - y1) * (x2 - x1) / (y2 - y1)
         flips[rows, np.clip(np.ceil(crossings - 0.5), 0, width).astype(np.int64)] ^= 1
     return np.bitwise_xor.accumulate(flips, axis=1)[:, :width].astype(bool)
+
+
+def mask_outlines(mask: np.ndarray) -> tuple[Polygon, ...]:
+    """Outer outlines of the pieces of a bool mask along pixel borders, largest first; each has at least 3 corners."""
+    # Doubled, so that a contour through pixel centres has one on either side of a line of single pixels.
+    doubled = cv2.resize(np.pad(mask, 1).astype(np.uint8), None, fx=2, fy=2, interpolation=cv2.INTER_NEAREST)
+    contours, _ = cv2.findContours(doubled, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
+    contours = sorted(contours, key=cv2.contourArea, reverse=True)
+    height, width = mask.shape
+    polygons = []
+    for contour in contours:
+        borders = (contour + 1) // 2 - 1
+        # Stairs become slopes, unless that leaves no surface (a pixel, a diagonal of pixels).
+        smooth = cv2.approxPolyDP(borders, 0.75, True)
+        points = (smooth if len(smooth) >= 3 else borders).reshape(-1, 2)
+        polygons.append(tuple((float(min(x, width)), float(min(y, height))) for x, y in np.maximum(points, 0)))
+    return tuple(polygons)
 
 
 def _as_boxes(boxes: np.ndarray | Sequence[XYXY] | XYXY) -> np.ndarray:

@@ -152,8 +152,9 @@ def fit(
             _print_json(facts | {"generator": str(folder / "generator")})
         else:
             log = facts["log"]
+            lines = f", {facts['num_lines']} of them thin lines found in their boxes" if facts["num_lines"] else ""
             stdout.print(
-                f"generator of {facts['num_defects']} real defects: {log['steps']} steps in "
+                f"generator of {facts['num_defects']} real defects{lines}: {log['steps']} steps in "
                 f"{log['seconds'] / 60:.1f} min, weights of step {log['best_step']}; the class check finds "
                 f"{facts['screen']['real_accuracy']:.0%} of real defects it has not seen, and takes "
                 f"{facts['twins_clean']:.0%} of their twins without the defect for clean"

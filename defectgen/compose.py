@@ -106,7 +106,8 @@ def _fill(
     canvas = _Canvas(image, np.zeros(image.shape[:2], np.uint8), [a.xyxy for a in base.annotations], [])
     rng = numpy_rng(recipe.seed, "image", index, attempt)
     by_class: dict[int, list[int]] = {}
-    for number, model in enumerate(studio.models):
+    for number in studio.followed:
+        model = studio.models[number]
         by_class.setdefault(model.crop.class_id or 0, []).append(number)
     low, high = recipe.place.per_image
     wanted = [int(rng.choice(sorted(by_class))) for _ in range(int(rng.integers(low, high + 1)))]

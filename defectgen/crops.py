@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
+from defectgen.boxes import polygon_xyxy
 from defectgen.images import read_rgb
-from defectgen.records import XYXY, Annotation, LabelledImage
+from defectgen.records import XYXY, Annotation, LabelledImage, Polygon
 from defectgen.seeds import numpy_rng
 from defectgen.windows import Window, crop_window, resize, window_at, window_side
 
@@ -28,8 +29,10 @@ class Crop:
         source: name of the image; `annotation` is the index of the defect in it (-1 if clean).
         window: in image pixels, without the surroundings.
         xyxy: the defect's annotated box in image pixels.
-        outlined: whether the mask is an outline rather than a box.
+        outlined: whether the mask is an outline (of the annotation, or of the line in its box) rather than a box.
         touches: which edges of the image the defect touches (left, top, right, bottom).
+        line_slack_px: image pixels between the box and the thin line found in it, on each side that is not an edge of
+            the image; None where no line was found.
         is_held_out: kept from training, to watch for memorising.
     """
 
@@ -42,6 +45,7 @@ class Crop:
     xyxy: XYXY
     outlined: bool = False
     touches: tuple[bool, bool, bool, bool] = (False, False, False, False)
+    line_slack_px: tuple[float, ...] | None = None
     is_held_out: bool = False
 
 
@@ -83,8 +87,9 @@ def defect_crops(
                     annotation=index,
                     window=window,
                     xyxy=annotation.xyxy,
-                    outlined=annotation.polygon is not None,
+                    outlined=bool(_outlines(annotation)),
                     touches=_touches(annotation.xyxy, item.size_wh),
+                    line_slack_px=_line_slack(annotation, item.size_wh),
                     is_held_out=(item.name, index) in held_out,
                 )
             )
@@ -122,16 +127,31 @@ def clean_crops(
 
 
 def annotation_mask(annotation: Annotation, size_wh: tuple[int, int]) -> np.ndarray:
-    """uint8 (H, W), 255 within the annotation's polygon, or its box where it has none."""
+    """uint8 (H, W), 255 within the annotation's polygon or the line in its box; within the box where it has neither."""
     mask = np.zeros((size_wh[1], size_wh[0]), np.uint8)
-    if annotation.polygon is not None:
+    outlines = _outlines(annotation)
+    for outline in outlines:
         # Sub-pixel corners: thin cracks lose their width to whole pixels.
-        points = np.round((np.asarray(annotation.polygon) - 0.5) * 16).astype(np.int32)
+        points = np.round((np.asarray(outline) - 0.5) * 16).astype(np.int32)
         cv2.fillPoly(mask, [points], 255, shift=4)
-    else:
+    if not outlines:
         x1, y1, x2, y2 = (round(value) for value in annotation.xyxy)
         mask[y1 : max(y2, y1 + 1), x1 : max(x2, x1 + 1)] = 255
     return mask
+
+
+def _outlines(annotation: Annotation) -> tuple[Polygon, ...]:
+    return annotation.line if annotation.polygon is None else (annotation.polygon,)
+
+
+def _line_slack(annotation: Annotation, size_wh: tuple[int, int]) -> tuple[float, ...] | None:
+    if not annotation.line:
+        return None
+    x1, y1, x2, y2 = polygon_xyxy(tuple(point for outline in annotation.line for point in outline))
+    asked = annotation.xyxy
+    slacks = (x1 - asked[0], y1 - asked[1], asked[2] - x2, asked[3] - y2)
+    at_edge = _touches(asked, size_wh)
+    return tuple(slack for slack, touches in zip(slacks, at_edge, strict=True) if not touches)
 
 
 def with_surroundings(window: Window, window_px: int) -> Window:
@@ -189,16 +209,19 @@ def region_of(mask: np.ndarray, *, outlined: bool, grow: float = 1.0) -> np.ndar
     """bool (H, W): the pixels the generator may draw on for a defect `mask` (uint8 (H, W) in window pixels).
 
     An outline is grown by a tenth of its longest side, a box likewise on each side, by 2 to 6 px at `grow` 1: room for
-    the annotators' slack and for a soft edge.
+    the annotators' slack and for a soft edge. A thin outline is grown by its width at most.
     """
     ys, xs = np.nonzero(mask >= 128)
     if len(xs) == 0:
         ys, xs = np.nonzero(mask >= mask.max())
     x1, y1, x2, y2 = xs.min(), ys.min(), xs.max() + 1, ys.max() + 1
-    margin = round(grow * min(max(0.1 * max(x2 - x1, y2 - y1), 2), 6))
+    most = 6.0
     if outlined:
         grown = np.zeros(mask.shape, np.uint8)
         grown[ys, xs] = 1
+        most = min(most, max(2 * float(cv2.distanceTransform(np.pad(grown, 1), cv2.DIST_L2, 5).max()), 2.0))
+    margin = round(grow * min(max(0.1 * max(x2 - x1, y2 - y1), 2), most))
+    if outlined:
         kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * margin + 1, 2 * margin + 1))
         return cv2.dilate(grown, kernel).astype(bool)
     region = np.zeros(mask.shape, bool)

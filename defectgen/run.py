@@ -20,6 +20,7 @@ from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ import yaml
 
 from defectgen.compose import compose
 from defectgen.copies import compose_copy_paste
+from defectgen.data.lines import with_lines
 from defectgen.data.load import load_sources, require_usable
 from defectgen.dataset.manifest import MANIFEST_NAME, Task, read_manifest
 from defectgen.dataset.write import completed, finish, write_composite
@@ -149,7 +151,7 @@ def read_sources(recipe: Recipe, out: Path) -> Sources:
     """
     sources = load_sources(recipe, out / "demo")
     require_usable(sources)
-    return sources
+    return replace(sources, train=with_lines(sources.train))
 
 
 def _check_data(recipe: Recipe, sources: Sources, out: Path, *, overwrite: bool) -> None:

@@ -13,6 +13,7 @@ import json
 import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -55,13 +56,26 @@ class Studio:
     least_contrasts: list[float]
     fingerprint: str
 
+    @cached_property
+    def followed(self) -> list[int]:
+        """Indexes of the models that placements follow: all but boxes of lines in which no line was found.
+
+        What is copied of such a box is nearly all product, and shows by its grain.
+        """
+        lined = {model.crop.class_id for model in self.models if model.crop.line_slack_px is not None}
+        return [
+            number
+            for number, model in enumerate(self.models)
+            if model.crop.outlined or model.crop.class_id not in lined
+        ]
+
 
 def fit_fingerprint(recipe: Recipe, sources: Sources) -> str:
     """SHA-256 of all that the generator depends on: settings, and names, bytes and labels of the training images."""
     from defectgen.diffusion.unet import CONTEXT_CHANNELS, SAMPLE_CHANNELS
 
     files = [
-        [image.name, sha256_file(image.path), [[a.class_id, a.xyxy, a.polygon] for a in image.annotations]]
+        [image.name, sha256_file(image.path), [[a.class_id, a.xyxy, a.polygon, a.line] for a in image.annotations]]
         for image in (*sources.train, *sources.train_clean)
     ]
     facts = {
@@ -158,6 +172,7 @@ def fit(recipe: Recipe, sources: Sources, folder: Path, *, progress: Progress) -
         "least_contrasts": least_contrasts(crops, twins, num_classes=num_classes, min_change=min_change),
         "screen": screen.save(done),
         "twins_clean": twins_clean,
+        "num_lines": sum(crop.line_slack_px is not None for crop in crops),
         "log": asdict(log),
         "version": __version__,
     }

@@ -156,6 +156,20 @@ def test_real_defects_are_followed_in_equal_shares_however_well_their_places_fit
     assert min(followed.values()) >= 10
 
 
+def test_box_without_a_line_is_not_followed_where_its_class_is_one_of_lines(recipe: Any, demo_sources: Sources) -> None:
+    studio = make_studio(recipe, demo_sources)
+    one, *others = [replace(model, crop=replace(model.crop, outlined=False)) for model in studio.models]
+    lined = [number for number, model in enumerate(studio.models) if model.crop.class_id == one.crop.class_id]
+    assert len(lined) > 1 and studio.followed == list(range(len(studio.models)))
+    line = replace(one, crop=replace(one.crop, outlined=True, line_slack_px=()))
+    studio = replace(studio, models=[line, *others])
+    assert set(range(len(studio.models))) - set(studio.followed) == set(lined[1:])
+    followed = {
+        placed.placement["model"] for made in composites(recipe, demo_sources, studio) for placed in made.placed
+    }
+    assert followed and not followed & set(lined[1:])
+
+
 def test_annotators_margin_widens_the_label_unless_tight_is_asked_for(recipe: Any, demo_sources: Sources) -> None:
     studio = make_studio(recipe, demo_sources, margin=2)
     index = next(index for index in range(12) if index not in clean_indexes(recipe))

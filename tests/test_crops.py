@@ -182,9 +182,17 @@ def test_region_of_an_outline_follows_it_and_that_of_a_box_does_not() -> None:
     for i in range(10, 50):
         mask[i, i : i + 2] = 255
     outline, box = region_of(mask, outlined=True), region_of(mask, outlined=False)
-    assert mask_xyxy(outline) == mask_xyxy(box) == (6, 6, 55, 54)
-    assert box.sum() == 49 * 48 and outline.sum() < 0.35 * box.sum()
+    assert mask_xyxy(outline) == (8, 8, 53, 52) and mask_xyxy(box) == (6, 6, 55, 54)
+    assert box.sum() == 49 * 48 and outline.sum() < 0.2 * box.sum()
     assert not outline[12, 45] and box[12, 45]
+
+
+def test_region_of_a_thin_outline_grows_by_its_width_at_most() -> None:
+    scratch, patch = np.zeros((100, 100), np.uint8), np.zeros((100, 100), np.uint8)
+    scratch[20:80, 50:53] = 255
+    patch[20:80, 30:60] = 255
+    assert mask_xyxy(region_of(scratch, outlined=True)) == (46, 16, 57, 84)
+    assert mask_xyxy(region_of(patch, outlined=True)) == (24, 14, 66, 86)
 
 
 @given(st.integers(0, 10_000), st.booleans(), st.sampled_from([0.5, 1.0, 1.5]))

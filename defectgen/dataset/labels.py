@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from defectgen.boxes import clip_xyxy, mask_xyxy
+from defectgen.boxes import clip_xyxy, mask_outlines, mask_xyxy
 from defectgen.crops import Crop, centre
 from defectgen.records import XYXY, Polygon
 from defectgen.windows import Window, crop_window, resize
@@ -83,24 +83,7 @@ def measure(
     box = mask_xyxy(mask)
     if box is None:
         return None
-    return Measured(mask, box, outlines(mask))
-
-
-def outlines(mask: np.ndarray) -> tuple[Polygon, ...]:
-    """Outer outlines of the pieces of a bool mask along pixel borders, largest first; each has at least 3 corners."""
-    # Doubled, so that a contour through pixel centres has one on either side of a line of single pixels.
-    doubled = cv2.resize(np.pad(mask, 1).astype(np.uint8), None, fx=2, fy=2, interpolation=cv2.INTER_NEAREST)
-    contours, _ = cv2.findContours(doubled, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
-    contours = sorted(contours, key=cv2.contourArea, reverse=True)
-    height, width = mask.shape
-    polygons = []
-    for contour in contours:
-        borders = (contour + 1) // 2 - 1
-        # Stairs become slopes, unless that leaves no surface (a pixel, a diagonal of pixels).
-        smooth = cv2.approxPolyDP(borders, 0.75, True)
-        points = (smooth if len(smooth) >= 3 else borders).reshape(-1, 2)
-        polygons.append(tuple((float(min(x, width)), float(min(y, height))) for x, y in np.maximum(points, 0)))
-    return tuple(polygons)
+    return Measured(mask, box, mask_outlines(mask))
 
 
 def cut_off(drawn: np.ndarray, clean: np.ndarray, region: np.ndarray, *, min_change: int) -> float:
@@ -130,11 +113,14 @@ def annotators_margin(crops: Sequence[Crop], twins: np.ndarray, *, num_classes: 
     Measured on the real box-annotated defects against their clean twins, over a class (over all where a class has
     fewer than 5). A twin's errors look like more defect, never less: hence an upper quantile (MARGIN_QUANTILE). 0 where
     annotations are outlines. In pixels, as annotators' slack was found to grow far less than in proportion: on DeepPCB
-    10 to 15 px in every class, which is 36 to 68 % of the visible side.
+    10 to 15 px in every class, which is 36 to 68 % of the visible side. Of thin lines: as found in their boxes.
     """
     window_px = twins.shape[1]
     margins_px: list[list[float]] = [[] for _ in range(num_classes)]
+    line_slacks: list[list[float]] = [[] for _ in range(num_classes)]
     for crop, twin in zip(crops, twins, strict=True):
+        if crop.line_slack_px is not None and crop.class_id is not None:
+            line_slacks[crop.class_id].extend(crop.line_slack_px)
         if crop.outlined or crop.class_id is None:
             continue
         seen = mask_xyxy(visible_defect(crop, twin, min_change=min_change))
@@ -146,7 +132,11 @@ def annotators_margin(crops: Sequence[Crop], twins: np.ndarray, *, num_classes: 
             margins_px[crop.class_id].append(slack / 2 * crop.window.side / window_px)
     together = [margin for of_class in margins_px for margin in of_class]
     margins = []
-    for of_class in margins_px:
+    for of_class, of_lines in zip(margins_px, line_slacks, strict=True):
+        if of_lines:
+            # A line's faint end is missed as often as grain beside it is taken for more of it.
+            margins.append(max(float(np.median(of_lines)), 0.0))
+            continue
         of_class = of_class if len(of_class) >= 10 else together
         margins.append(max(float(np.quantile(of_class, MARGIN_QUANTILE)), 0.0) if of_class else 0.0)
     return margins

@@ -1,12 +1,14 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import cv2
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from defectgen.boxes import mask_xyxy, polygon_mask, polygon_xyxy
+from defectgen.boxes import mask_outlines, mask_xyxy, polygon_mask, polygon_xyxy
 from defectgen.crops import Crop, centre, crop_side
 from defectgen.dataset.labels import (
     Measured,
@@ -16,7 +18,6 @@ from defectgen.dataset.labels import (
     label_box,
     least_contrasts,
     measure,
-    outlines,
     visible_change,
     window_view,
 )
@@ -121,13 +122,13 @@ def test_specks_beside_a_defect_are_dropped_and_large_pieces_kept() -> None:
 def test_outline_runs_along_pixel_borders() -> None:
     mask = np.zeros((6, 8), bool)
     mask[1:3, 2:7] = True
-    (polygon,) = outlines(mask)
+    (polygon,) = mask_outlines(mask)
     assert set(polygon) == {(2, 1), (7, 1), (7, 3), (2, 3)} and len(polygon) == 4
     pixel = np.zeros((6, 8), bool)
     pixel[5, 7] = True
-    assert set(outlines(pixel)[0]) == {(7, 5), (8, 5), (8, 6), (7, 6)}
-    assert outlines(np.zeros((6, 8), bool)) == ()
-    assert set(outlines(np.ones((6, 8), bool))[0]) == {(0, 0), (8, 0), (8, 6), (0, 6)}
+    assert set(mask_outlines(pixel)[0]) == {(7, 5), (8, 5), (8, 6), (7, 6)}
+    assert mask_outlines(np.zeros((6, 8), bool)) == ()
+    assert set(mask_outlines(np.ones((6, 8), bool))[0]) == {(0, 0), (8, 0), (8, 6), (0, 6)}
 
 
 @given(st.integers(0, 100_000), st.floats(1.0, 4.0), st.floats(-0.3, 1.5))
@@ -137,7 +138,7 @@ def test_outlines_raster_back_to_the_mask_to_within_a_pixel(seed: int, smoothnes
     square = np.ones((3, 3), np.uint8)
     mask = cv2.morphologyEx((field > level * field.std()).astype(np.uint8), cv2.MORPH_OPEN, square).astype(bool)
     raster = np.zeros_like(mask)
-    polygons = outlines(mask)
+    polygons = mask_outlines(mask)
     for polygon in polygons:
         assert len(polygon) >= 3
         assert min(min(point) for point in polygon) >= 0
@@ -207,6 +208,12 @@ def test_annotators_margin_is_of_the_class_or_of_all_where_the_class_is_small() 
     of_0, of_1, of_2, of_3 = margins(crops, 4)
     assert (of_0, of_1) == pytest.approx((3, 8), abs=1)
     assert of_2 == of_3 == pytest.approx(8, abs=1)  # the upper quantile of all 16
+
+
+def test_annotators_margin_of_lines_is_the_median_slack_in_their_boxes() -> None:
+    lines = [replace(marked(0, 20, 4, outlined=True), line_slack_px=slack) for slack in ((3, 30), (2, 4, 3), (-1,))]
+    assert margins([*lines, *[marked(1, 20, 8)] * 6], 2) == pytest.approx([3, 8], abs=1)
+    assert margins([replace(lines[0], line_slack_px=(-2, -1))], 1) == [0]
 
 
 def bars(class_id: int, *changes: int) -> tuple[list[Crop], np.ndarray]:
