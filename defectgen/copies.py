@@ -1,21 +1,19 @@
-"""A real defect copied into another place: what drawing may start from, and the control arm of the evaluation."""
+"""A real defect copied into another place: what drawing may start from, and what a control arm is made of."""
 
 from __future__ import annotations
 
-from dataclasses import replace
 from functools import lru_cache
-from typing import Any
 
 import cv2
 import numpy as np
 
 from defectgen.crops import annotation_mask, centre
 from defectgen.dataset.labels import visible_defect
-from defectgen.images import read_rgb, sha256_file
+from defectgen.images import read_rgb
 from defectgen.inpaint.backends import composite
-from defectgen.inpaint.placement import Turn, annotated_box
+from defectgen.inpaint.placement import Turn
 from defectgen.recipe import Recipe
-from defectgen.records import Composite, LabelledImage, PlacedDefect, Sources
+from defectgen.records import LabelledImage, Sources
 from defectgen.studio import Studio
 from defectgen.windows import Window, crop_window, resize, window_inside
 
@@ -47,32 +45,6 @@ def copied_in(
         backend="poisson",
         feather_px=recipe.inpaint.feather_px,
     )
-
-
-def compose_copy_paste(recipe: Recipe, sources: Sources, studio: Studio, row: dict[str, Any]) -> Composite:
-    """The image of a manifest row again, with the real defects that its placements follow, Poisson-blended.
-
-    The control arm of the evaluation: the same clean images, places and sizes; only the pixels are copies. They are not
-    bent, so that the boxes of the real annotations, moved along, are right labels.
-    """
-    index = int(row["index"])
-    # A clean image may have the name of a defective one.
-    bases = sources.train_clean if recipe.data.base == "clean" else sources.train
-    base = next(image for image in bases if image.name == row["source"])
-    image = read_rgb(base.path)
-    mask = np.zeros(image.shape[:2], np.uint8)
-    copies = []
-    for placed in row["placed"]:
-        placement = placed["placement"]
-        turn, window = replace(Turn.of_json(placement), warp=0.0), Window(*placement["window"])
-        before, image = image, copied_in(recipe, sources, studio, placement["model"], turn, window, image)
-        mask[np.any(image != before, axis=2)] = placed["class_id"] + 1
-        asked = annotated_box(studio.models[placement["model"]], turn, window, base.size_wh)
-        rectangle = ((asked[0], asked[1]), (asked[2], asked[1]), (asked[2], asked[3]), (asked[0], asked[3]))
-        copies.append(
-            PlacedDefect(placed["class_id"], asked, asked, (rectangle,), asked, placement | {"backend": "poisson"})
-        )
-    return Composite(index, image, mask, base, sha256_file(base.path), base.annotations, tuple(copies), ())
 
 
 @lru_cache(maxsize=256)

@@ -15,7 +15,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from defectgen.errors import UsageError
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
-Arm = Literal["real", "real+copy-paste", "real+defectgen"]
+Arm = Literal["real", "real+aug", "real+copy-paste", "real+procedural", "real+defectgen", "full-real"]
+DEFAULT_ARMS: tuple[Arm, ...] = ("real", "real+copy-paste", "real+defectgen")
 Backend = Literal["paste", "poisson", "diffusion"]
 
 
@@ -212,7 +213,12 @@ class TrainYolo(Section):
     real_share: Fraction = Field(0.5, description="Share of real samples among defective ones, in arms with synthetic.")
     clean_share: Fraction = Field(0.2, description="Share of clean images in every arm, as background.")
     seeds: list[int] = Field([0], min_length=1, description="One training per arm and seed.")
-    arms: list[Arm] = Field(list(get_args(Arm)), min_length=1, description="Which data the detector is trained on.")
+    arms: list[Arm] = Field(
+        list(DEFAULT_ARMS),
+        min_length=1,
+        description="Which data the detector is trained on. aug: strongly augmented real images. copy-paste, "
+        "procedural: real, drawn defects where the synthetic ones are. full-real: all real training images, a ceiling.",
+    )
 
 
 class Recipe(Section):

@@ -16,7 +16,7 @@ import multiprocessing
 import os
 import shutil
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
@@ -28,7 +28,7 @@ import filelock
 import yaml
 
 from defectgen.compose import compose
-from defectgen.copies import compose_copy_paste
+from defectgen.controls import compose_augmented, compose_copy_paste, compose_procedural
 from defectgen.data.lines import with_lines
 from defectgen.data.load import load_sources, require_usable
 from defectgen.dataset.manifest import MANIFEST_NAME, Task, read_manifest
@@ -240,41 +240,57 @@ def run_train_yolo(
                 "data.test_images: there is no held-out real image to judge a detector by; name test_images, or "
                 "test_groups, or raise test_fraction"
             )
+        arms = recipe.train_yolo.arms
         synthetic: dict[str, Path] = {}
-        if set(recipe.train_yolo.arms) - {"real"}:
+        if set(arms) - {"real", "real+aug", "full-real"}:
             _check_data(recipe, sources, out, overwrite=overwrite)
             _synth(recipe, sources, out, workers=workers, progress=progress)
             synthetic["real+defectgen"] = out / "dataset"
-        if "real+copy-paste" in recipe.train_yolo.arms:
-            synthetic["real+copy-paste"] = _copy_paste(recipe, sources, out, progress=progress)
+        for arm in ("real+aug", "real+copy-paste", "real+procedural"):
+            if arm in arms:
+                synthetic[arm] = _control_set(arm, recipe, sources, out, progress=progress)
         return train_arms(
             config=recipe.train_yolo,
             sources=sources,
-            synthetic={arm: path for arm, path in synthetic.items() if arm in recipe.train_yolo.arms},
+            synthetic={arm: path for arm, path in synthetic.items() if arm in arms},
             out=out / "yolo",
             seed=recipe.seed,
             progress=lambda line: progress("train-yolo", 0, 0, line),
         )
 
 
-def _copy_paste(recipe: Recipe, sources: Sources, out: Path, *, progress: Progress) -> Path:
-    """The control arm's data set, at the placements of `out`/dataset."""
-    folder, partial = out / "yolo" / "copy-paste-set", out / "yolo" / "copy-paste-set.partial"
+def _control_set(arm: str, recipe: Recipe, sources: Sources, out: Path, *, progress: Progress) -> Path:
+    """A control arm's data set; but for augmented real images, at the placements of `out`/dataset."""
+    name = f"{arm.removeprefix('real+')}-set"
+    folder, partial = out / "yolo" / name, out / "yolo" / f"{name}.partial"
     if folder.exists():
         return folder
     partial.mkdir(parents=True, exist_ok=True)
-    studio = load_studio(recipe, sources, out / "generator")
-    rows = read_manifest(out / "dataset" / MANIFEST_NAME).rows
-    for row in rows:
-        _write(compose_copy_paste(recipe, sources, studio, dict(row)), partial, recipe, sources, task_of(recipe))
-        progress("copy-paste", row["index"] + 1, len(rows), "")
+    make: Callable[[int], Composite]
+    if arm == "real+aug":
+        num_images, fingerprint = recipe.synth.num_images, fit_fingerprint(recipe, sources)
+
+        def make(index: int) -> Composite:
+            return compose_augmented(recipe, sources, index)
+    else:
+        studio = load_studio(recipe, sources, out / "generator")
+        rows = read_manifest(out / "dataset" / MANIFEST_NAME).rows
+        num_images, fingerprint = len(rows), studio.fingerprint
+        compose_again = compose_procedural if arm == "real+procedural" else compose_copy_paste
+
+        def make(index: int) -> Composite:
+            return compose_again(recipe, sources, studio, dict(rows[index]))
+
+    for index in range(num_images):
+        _write(make(index), partial, recipe, sources, task_of(recipe))
+        progress(arm.removeprefix("real+"), index + 1, num_images, "")
     finish(
         partial,
         recipe_yaml=recipe.to_yaml(),
         class_names=sources.class_names,
         task=task_of(recipe),
-        num_images=len(rows),
-        fingerprint=studio.fingerprint,
+        num_images=num_images,
+        fingerprint=fingerprint,
     )
     partial.rename(folder)
     return folder

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import cv2
@@ -10,9 +11,9 @@ import numpy as np
 
 from defectgen.crops import centre
 from defectgen.diffusion.pipelines import DefectOutput
-from defectgen.images import read_rgb
+from defectgen.images import encode_image, read_rgb
 from defectgen.inpaint.placement import Model
-from defectgen.records import Composite, Sources
+from defectgen.records import Annotation, Composite, LabelledImage, Sources
 from defectgen.studio import Studio, real_crops
 
 SIDE = 32
@@ -77,3 +78,18 @@ def changed(composite: Composite) -> np.ndarray:
 def inside(box: Sequence[float], mask: np.ndarray) -> np.ndarray:
     x1, y1, x2, y2 = int(box[0]), int(box[1]), int(np.ceil(box[2])), int(np.ceil(box[3]))
     return mask[y1:y2, x1:x2]
+
+
+def block_sources(folder: Path) -> Sources:
+    """One grey part with a black and white block at (40, 48) of 16 x 8 px, one grey clean part of the same name."""
+    clean = np.full((96, 96, 3), 128, np.uint8)
+    real = clean.copy()
+    real[48:56, 40:48], real[48:56, 48:56] = 0, 255
+    images = []
+    for subset, image in (("real", real), ("clean", clean)):
+        path = folder / subset / "part.png"
+        path.parent.mkdir()
+        path.write_bytes(encode_image(image, "png"))
+        marks = (Annotation(0, (36, 44, 60, 60)),) if subset == "real" else ()
+        images.append(LabelledImage(path, path.name, (96, 96), subset, marks))
+    return Sources(("block",), (images[0],), (images[0],), (images[1],), (), ())

@@ -1,4 +1,4 @@
-"""Real defects copied into other places: the start of drawing and the control arm of the evaluation."""
+"""Real defects copied into other places."""
 
 from __future__ import annotations
 
@@ -8,86 +8,16 @@ from typing import Any
 
 import numpy as np
 import pytest
-from stand_ins import Blobs, changed, inside, make_studio
+from stand_ins import Blobs, block_sources, changed, make_studio
 
 from defectgen.boxes import iou_xyxy
-from defectgen.compose import clean_indexes, compose
-from defectgen.copies import compose_copy_paste, copied_in
+from defectgen.compose import compose
+from defectgen.copies import copied_in
 from defectgen.diffusion.pipelines import DefectOutput
-from defectgen.images import encode_image, read_rgb
+from defectgen.images import read_rgb
 from defectgen.inpaint.placement import Turn, annotated_box
-from defectgen.records import Annotation, LabelledImage, Sources
+from defectgen.records import Sources
 from defectgen.windows import Window
-
-
-def copy_paste_row(model: int, window: Window, asked: tuple[float, ...], source: str, **turn: Any) -> dict[str, Any]:
-    placement = {"angle_deg": 0.0, "flip_x": False, "flip_y": False, "warp": 0.0, "warp_seed": 0, "difference": 0.0}
-    placement |= {"model": model, "window": [window.x, window.y, window.side]} | turn
-    return {"index": 5, "source": source, "placed": [{"class_id": 0, "asked_xyxy": asked, "placement": placement}]}
-
-
-def block_sources(folder: Path) -> Sources:
-    """One grey part with a black and white block at (40, 48) of 16 x 8 px, one grey clean part of the same name."""
-    clean = np.full((96, 96, 3), 128, np.uint8)
-    real = clean.copy()
-    real[48:56, 40:48], real[48:56, 48:56] = 0, 255
-    images = []
-    for subset, image in (("real", real), ("clean", clean)):
-        path = folder / subset / "part.png"
-        path.parent.mkdir()
-        path.write_bytes(encode_image(image, "png"))
-        marks = (Annotation(0, (36, 44, 60, 60)),) if subset == "real" else ()
-        images.append(LabelledImage(path, path.name, (96, 96), subset, marks))
-    return Sources(("block",), (images[0],), (images[0],), (images[1],), (), ())
-
-
-@pytest.mark.parametrize("flip_x", [False, True])
-def test_copy_paste_puts_the_real_pixels_into_the_same_box(toys: Any, tmp_path: Path, flip_x: bool) -> None:
-    sources = block_sources(tmp_path)
-    recipe = toys.recipe()
-    studio = make_studio(recipe, sources)
-    crop = studio.models[0].crop
-    # The model's window, moved by 20 px right and 10 px down.
-    window = Window(crop.window.x + 20, crop.window.y + 10, crop.window.side)
-    asked = (56.0, 54.0, 80.0, 70.0)
-    composite = compose_copy_paste(recipe, sources, studio, copy_paste_row(0, window, asked, "part.png", flip_x=flip_x))
-    (placed,) = composite.placed
-    assert placed.label_xyxy == placed.changed_xyxy == placed.asked_xyxy == asked
-    assert placed.placement["backend"] == "poisson"
-    assert composite.index == 5 and composite.source == sources.train_clean[0] and composite.rejected == ()
-    dark, bright = composite.image[59:65, 61:67].mean(), composite.image[59:65, 69:75].mean()
-    dark, bright = (bright, dark) if flip_x else (dark, bright)
-    # Flat surroundings on both sides: Poisson blending gives the real grey levels back.
-    assert dark < 20 and bright > 235
-    around, outside = np.ones((2, 96, 96), bool)
-    inside(asked, around)[...] = False
-    inside((52, 50, 84, 74), outside)[...] = False
-    # The Poisson solver rounds near its border, by a grey level.
-    assert np.abs(composite.image[around].astype(int) - 128).max() <= 1
-    assert (composite.image[outside] == 128).all() and not composite.mask[outside].any()
-    assert (composite.mask[58:66, 60:76] == 1).all()
-
-
-def test_copy_paste_repeats_the_places_of_a_made_set(toys: Any, demo_sources: Sources) -> None:
-    from defectgen.dataset.write import write_composite
-
-    recipe = toys.recipe(
-        inpaint={"backend": "diffusion", "start": "place"}, synth={"num_images": 12, "clean_share": 0.25}
-    )
-    studio = make_studio(recipe, demo_sources)
-
-    index = next(index for index in range(12) if index not in clean_indexes(recipe))
-    composite = compose(recipe, demo_sources, studio, index)
-    names = demo_sources.class_names
-    folder = Path(composite.source.path).parents[3] / "rows"
-    row = write_composite(folder, composite, image_format="png", task="detect", class_names=names)
-    copied = compose_copy_paste(recipe, demo_sources, studio, dict(row))
-    assert copied.source == composite.source and len(copied.placed) == len(composite.placed)
-    for one, other in zip(copied.placed, composite.placed, strict=True):
-        assert one.class_id == other.class_id
-        # Of the unbent real defect, so not quite what the composite asked for.
-        assert iou_xyxy(one.label_xyxy, other.asked_xyxy) > 0.6
-        assert inside(one.label_xyxy, changed(copied)).any()
 
 
 def test_of_a_marked_box_only_the_visible_defect_is_copied(toys: Any, tmp_path: Path) -> None:

@@ -2,8 +2,8 @@
 
 The plan is drawn before anything is written. Of one epoch's samples, `clean_share` are clean tiles (of the real clean
 images, and of the parts of real defective images that show no defect); of the rest, `real_share` are real and the
-others synthetic, or all are real in the arm `real`. Each pool is repeated evenly. ultralytics takes the mosaic's other
-three images from the same list, so that they keep the same shares.
+others synthetic, or all are real in `real` and `full-real`. Each pool is repeated evenly. ultralytics takes the
+mosaic's other three images from the same list, so that they keep the same shares.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ from defectgen.seeds import numpy_rng
 from defectgen.yolo.folder import read_yolo_folder
 from defectgen.yolo.tiles import Tile, cut_tiles, label_text
 
-REAL = "real"
+# Arms without a synthetic set: of the budget, and of all real training images.
+REAL_ALONE = ("real", "full-real")
 Origin = Literal["real", "synthetic", "clean"]
 
 # Short enough that the list is repeated some ten times, long enough that an epoch's overhead does not show.
@@ -141,9 +142,12 @@ def plan_arms(*, config: TrainYolo, sources: Sources, synthetic: dict[str, Path]
     if not real:
         raise DataError("train-yolo: the real training images carry no label; check data.train_labels")
     clean = [*_samples(sources.train_clean, "clean", config.tile_px), *background]
+    pools = dict.fromkeys(config.arms, real)
+    if "full-real" in config.arms:
+        pools["full-real"], _ = _split(_samples(sources.train_pool, "real", config.tile_px, prefix="pool"))
     synthetic_samples: dict[str, list[Sample]] = {}
     for name in config.arms:
-        if name == REAL:
+        if name in REAL_ALONE:
             continue
         if name not in synthetic:
             raise DataError(f"train_yolo.arms: {name} needs a synthetic data set; make it first, or leave the arm out")
@@ -158,6 +162,7 @@ def plan_arms(*, config: TrainYolo, sources: Sources, synthetic: dict[str, Path]
     wanted = [
         (most_synthetic, defective_share * (1 - config.real_share)),
         (len(real), defective_share * (config.real_share if synthetic_samples else 1)),
+        (len(pools.get("full-real", ())), defective_share),
     ]
     needed = max(math.ceil(number / share / config.batch) if share > 0 else 0 for number, share in wanted)
     schedule = make_schedule(config.iterations, config.batch, needed)
@@ -165,14 +170,18 @@ def plan_arms(*, config: TrainYolo, sources: Sources, synthetic: dict[str, Path]
     num_defective = schedule.list_length - num_clean
     arms = []
     for name in config.arms:
-        num_real = num_defective if name == REAL else round(num_defective * config.real_share)
-        pools = [(real, num_real), (clean, num_clean), (synthetic_samples.get(name, []), num_defective - num_real)]
+        num_real = num_defective if name in REAL_ALONE else round(num_defective * config.real_share)
+        shares = [
+            (pools[name], num_real),
+            (clean, num_clean),
+            (synthetic_samples.get(name, []), num_defective - num_real),
+        ]
         counts = [
             pair
-            for pool, slots in pools
+            for pool, slots in shares
             for pair in draw(pool, slots, numpy_rng(seed, "yolo", "list", pool[0].origin if pool else ""))
         ]
-        available = {"real": len(real), "clean": len(clean), "synthetic": len(synthetic_samples.get(name, []))}
+        available = {"real": len(pools[name]), "clean": len(clean), "synthetic": len(synthetic_samples.get(name, []))}
         arms.append(ArmPlan(name, tuple(counts), available))
 
     test = _samples(sources.test, "real", config.tile_px)
@@ -212,12 +221,14 @@ def draw(pool: Sequence[Sample], slots: int, rng: np.random.Generator) -> list[t
     return [(sample, count) for sample, count in counts if count]
 
 
-def _samples(images: Iterable[LabelledImage], origin: Origin, tile_px: int | None) -> list[Sample]:
+def _samples(
+    images: Iterable[LabelledImage], origin: Origin, tile_px: int | None, *, prefix: str | None = None
+) -> list[Sample]:
     samples = []
     for index, image in enumerate(images):
         for tile in cut_tiles(image.annotations, image.size_wh, tile_px):
             place = f"-x{tile.xyxy[0]}-y{tile.xyxy[1]}" if tile_px else ""
-            samples.append(Sample(origin, image, tile, f"{origin}-{index:05d}{place}"))
+            samples.append(Sample(origin, image, tile, f"{prefix or origin}-{index:05d}{place}"))
     return samples
 
 

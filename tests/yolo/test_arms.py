@@ -179,3 +179,26 @@ def test_segmentation_model_needs_outlines(tmp_path, make_sources):
     config = TrainYolo(arms=["real"], model="yolo11n-seg.yaml")
     with pytest.raises(DataError, match="boxes without an outline"):
         plan_arms(config=config, sources=make_sources(tmp_path / "sources"), synthetic={}, seed=0)
+
+
+def test_full_real_sees_every_real_training_image_and_the_budget_alone_the_others(tmp_path, make_sources):
+    sources = make_sources(tmp_path / "sources")
+    budget = Sources(
+        sources.class_names,
+        sources.train[:2],
+        sources.train,
+        sources.train_clean,
+        sources.test,
+        sources.test_clean,
+    )
+    config = TrainYolo(arms=["real", "full-real"], iterations=8, batch=8)
+    real, ceiling = plan_arms(config=config, sources=budget, synthetic={}, seed=0).arms
+
+    def seen(arm):
+        return {sample.image.path for sample, _ in arm.counts if sample.origin == "real"}
+
+    assert seen(real) == {image.path for image in sources.train[:2]}
+    assert seen(ceiling) == {image.path for image in sources.train}
+    assert _totals(real)["real"] == _totals(ceiling)["real"] > 0
+    stems = {sample.stem for sample, _ in ceiling.counts if sample.origin == "real"}
+    assert len(stems) == 5

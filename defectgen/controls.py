@@ -1,0 +1,215 @@
+"""The control arms' images: what a user could add to the real ones without a generator.
+
+Each stands at an image of the synthetic set: the same clean image, places and sizes, other pixels. Real images under
+strong augmentation alone have no place to follow.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import replace
+from functools import cache
+from typing import Any
+
+import cv2
+import numpy as np
+
+from defectgen.boxes import area, clip_xyxy, polygon_xyxy
+from defectgen.copies import copied_in
+from defectgen.dataset.labels import label_box, measure
+from defectgen.images import read_rgb, sha256_file
+from defectgen.inpaint.backends import two_levels
+from defectgen.inpaint.placement import Turn, annotated_box
+from defectgen.recipe import Recipe
+from defectgen.records import XYXY, Annotation, Composite, PlacedDefect, Polygon, Sources
+from defectgen.seeds import derive_seed, numpy_rng
+from defectgen.studio import Studio
+from defectgen.windows import Window
+
+# Without it, the import asks PyPI for a newer version.
+os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"
+import albumentations as A
+
+# An augmented image is drawn anew where less than this of a defect stays in it: what is left could not be labelled.
+LEFT_OF_DEFECT, MAX_DRAWS = 0.5, 20
+# What the grey of padding is in YOLO training.
+PADDING_GREY = 114
+
+# image, the row's placed defect, its number in the image -> the image with the defect, and its label box
+_Painter = Callable[[np.ndarray, dict[str, Any], int], tuple[np.ndarray, XYXY]]
+
+
+def compose_copy_paste(recipe: Recipe, sources: Sources, studio: Studio, row: dict[str, Any]) -> Composite:
+    """The image of a manifest row again, with the real defects that its placements follow, Poisson-blended.
+
+    They are not bent, so that the boxes of the real annotations, moved along, are right labels.
+    """
+
+    def paint(image: np.ndarray, placed: dict[str, Any], number: int) -> tuple[np.ndarray, XYXY]:
+        placement = placed["placement"]
+        turn, window = replace(Turn.of_json(placement), warp=0.0), Window(*placement["window"])
+        after = copied_in(recipe, sources, studio, placement["model"], turn, window, image)
+        return after, annotated_box(studio.models[placement["model"]], turn, window, image.shape[1::-1])
+
+    return _painted(recipe, sources, row, paint, backend="poisson")
+
+
+def compose_procedural(recipe: Recipe, sources: Sources, studio: Studio, row: dict[str, Any]) -> Composite:
+    """The image of a manifest row again, with a scratch or a blot of noise drawn in each of its boxes.
+
+    Blots are thresholded gradient noise, as in DRAEM (Zavrtanik et al. 2021), scratches wandering lines. Labels are
+    measured as those of generated defects are.
+    """
+
+    def paint(image: np.ndarray, placed: dict[str, Any], number: int) -> tuple[np.ndarray, XYXY]:
+        class_id, asked = placed["class_id"], placed["asked_xyxy"]
+        margin_px = studio.margins[class_id] if recipe.labels.margin == "auto" else 0.0
+        rng = numpy_rng(recipe.seed, "procedural", int(row["index"]), number)
+        after = _drawn(image, asked, margin_px, rng)
+        window = Window(0, 0, max(image.shape[:2]))
+        measured = measure(
+            after, image, window, min_change=recipe.labels.min_change, window_px=window.side, weak_change=None
+        )
+        return after, asked if measured is None else label_box(measured.xyxy, margin_px, image.shape[1::-1])
+
+    return _painted(recipe, sources, row, paint, backend="procedural")
+
+
+def compose_augmented(recipe: Recipe, sources: Sources, index: int) -> Composite:
+    """A real image of the budget, turned, scaled, lit and blurred anew; all are used equally often."""
+    lap, position = divmod(index, len(sources.train))
+    real = sources.train[int(numpy_rng(recipe.seed, "augmented", lap).permutation(len(sources.train))[position])]
+    pixels = read_rgb(real.path)
+    transform = _strong(recipe.place.flip, recipe.place.quarter_turns)
+    transform.set_random_seed(derive_seed(recipe.seed, "augmented image", index) % 2**32)
+    image, kept = pixels, real.annotations
+    outlines = [mark.polygon or _corners(mark.xyxy) for mark in real.annotations]
+    for _ in range(MAX_DRAWS):
+        points = [point for outline in outlines for point in outline]
+        out = transform(image=pixels, keypoints=np.asarray(points, np.float32))
+        moved = _marks(real.annotations, outlines, out["keypoints"], out["image"].shape[1::-1])
+        if moved is not None:
+            image, kept = out["image"], moved
+            break
+    base = replace(real, size_wh=(image.shape[1], image.shape[0]))
+    return Composite(index, image, np.zeros(image.shape[:2], np.uint8), base, sha256_file(real.path), kept, (), ())
+
+
+def _painted(recipe: Recipe, sources: Sources, row: dict[str, Any], paint: _Painter, *, backend: str) -> Composite:
+    """The image of a manifest row with each of its defects painted by `paint`."""
+    # A clean image may have the name of a defective one.
+    bases = sources.train_clean if recipe.data.base == "clean" else sources.train
+    base = next(image for image in bases if image.name == row["source"])
+    image = read_rgb(base.path)
+    mask = np.zeros(image.shape[:2], np.uint8)
+    painted = []
+    for number, placed in enumerate(row["placed"]):
+        before = image
+        image, box = paint(before, placed, number)
+        mask[np.any(image != before, axis=2)] = placed["class_id"] + 1
+        placement = placed["placement"] | {"backend": backend}
+        painted.append(PlacedDefect(placed["class_id"], box, box, (_corners(box),), box, placement))
+    return Composite(int(row["index"]), image, mask, base, sha256_file(base.path), base.annotations, tuple(painted), ())
+
+
+def _corners(box: XYXY) -> Polygon:
+    x1, y1, x2, y2 = box
+    return ((x1, y1), (x2, y1), (x2, y2), (x1, y2))
+
+
+def _drawn(image: np.ndarray, asked: XYXY, margin_px: float, rng: np.random.Generator) -> np.ndarray:
+    """`image` with a drawn defect in the box asked for, less the annotators' margin."""
+    height, width = image.shape[:2]
+    x1, y1, x2, y2 = asked
+    wide, high = (min(margin_px, (length - 3) / 2) if length > 3 else 0.0 for length in (x2 - x1, y2 - y1))
+    left, top = max(int(x1 + wide), 0), max(int(y1 + high), 0)
+    right, bottom = min(int(np.ceil(x2 - wide)), width), min(int(np.ceil(y2 - high)), height)
+    size_wh = (max(right - left, 1), max(bottom - top, 1))
+    shape = (_scratch if rng.random() < 0.5 else _blot)(size_wh, rng)
+    weight = np.zeros((height, width), np.float32)
+    weight[top : top + size_wh[1], left : left + size_wh[0]] = shape[: height - top, : width - left]
+    weight = (rng.uniform(0.7, 1.0) * weight)[..., None]
+    around = image[top : top + size_wh[1], left : left + size_wh[0]].astype(np.float32).mean(axis=(0, 1))
+    levels = two_levels(image)
+    if levels is not None:
+        other = levels[1] if around.mean() < np.mean(levels) else levels[0]
+        return np.where(weight > 0.35, np.uint8(other), image)
+    # Away from the nearer end of the scale, so that it shows.
+    sign = rng.choice([-1.0, 1.0]) if 80 < around.mean() < 175 else (1.0 if around.mean() <= 80 else -1.0)
+    is_grey = bool((image == image[..., :1]).all())
+    tint = 0.0 if is_grey else rng.normal(0, 12, 3)
+    grain = cv2.GaussianBlur(rng.normal(0, 1, (height, width)).astype(np.float32), (0, 0), 1.0)[..., None]
+    paint = around + sign * rng.uniform(50, 130) + tint + 20 * grain
+    return np.clip(np.round(image * (1 - weight) + paint * weight), 0, 255).astype(np.uint8)
+
+
+def _scratch(size_wh: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
+    """float32 (H, W), 0 to 1: a line that wanders from one end of the box to the other."""
+    width, height = size_wh
+    along = np.linspace(0, 1, 9)
+    wander = np.cumsum(rng.normal(0, 0.08, 9))
+    across = np.clip((along if rng.random() < 0.5 else 1 - along) + wander - wander.mean(), 0, 1)
+    xs, ys = (along, across) if width >= height else (across, along)
+    points = np.round(np.stack([xs * (width - 1), ys * (height - 1)], axis=1) * 16).astype(np.int32)
+    thick = max(1, round(rng.uniform(0.05, 0.2) * min(size_wh)))
+    mask = np.zeros((height, width), np.uint8)
+    cv2.polylines(mask, [points], False, 255, thick, cv2.LINE_AA, 4)
+    return mask.astype(np.float32) / 255
+
+
+def _blot(size_wh: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
+    """float32 (H, W), 0 to 1: an ellipse with a ragged edge."""
+    width, height = size_wh
+    noise = np.zeros((height, width), np.float32)
+    for octave in (2, 4, 8):
+        grid = rng.normal(0, 1 / octave, (octave + 1, octave + 1)).astype(np.float32)
+        noise += cv2.resize(grid, size_wh, interpolation=cv2.INTER_CUBIC)
+    ys, xs = np.mgrid[-1 : 1 : height * 1j, -1 : 1 : width * 1j]
+    shape = (1.0 - xs**2 - ys**2 + 0.6 * noise > 0.15).astype(np.float32)
+    shape[height // 2, width // 2] = 1
+    return cv2.GaussianBlur(shape, (0, 0), 0.7) if min(size_wh) >= 6 else shape
+
+
+@cache
+def _strong(flip: bool, quarter_turns: bool) -> A.Compose:
+    turns: list[A.BasicTransform] = [A.HorizontalFlip(p=0.5), A.VerticalFlip(p=0.5)] if flip else []
+    if quarter_turns:
+        turns.append(A.RandomRotate90(p=1))
+    return A.Compose(
+        [
+            *turns,
+            A.Affine(
+                scale=(0.7, 1.4),
+                translate_percent=(-0.15, 0.15),
+                rotate=(-12, 12),
+                shear=(-6, 6),
+                fill=PADDING_GREY,
+                p=0.9,
+            ),
+            A.RandomBrightnessContrast(brightness_limit=0.25, contrast_limit=0.25, p=0.8),
+            A.HueSaturationValue(hue_shift_limit=8, sat_shift_limit=25, val_shift_limit=0, p=0.5),
+            A.OneOf([A.GaussianBlur(blur_limit=(3, 5)), A.Sharpen()], p=0.3),
+            A.GaussNoise(std_range=(0.01, 0.05), p=0.4),
+        ],
+        keypoint_params=A.KeypointParams(format="xy", remove_invisible=False),
+    )
+
+
+def _marks(
+    marks: tuple[Annotation, ...], outlines: list[Polygon], points: np.ndarray, size_wh: tuple[int, int]
+) -> tuple[Annotation, ...] | None:
+    """The annotations at their moved points; None where too little of one is left in the image."""
+    moved = []
+    first = 0
+    for mark, outline in zip(marks, outlines, strict=True):
+        own: Polygon = tuple((float(x), float(y)) for x, y in points[first : first + len(outline)])
+        first += len(outline)
+        whole = polygon_xyxy(own)
+        box = clip_xyxy(whole, size_wh)
+        if area(box) < LEFT_OF_DEFECT * area(whole) or min(box[2] - box[0], box[3] - box[1]) < 1:
+            return None
+        width, height = size_wh
+        clipped = tuple((min(max(x, 0.0), width), min(max(y, 0.0), height)) for x, y in own)
+        moved.append(Annotation(mark.class_id, box, clipped if mark.polygon is not None else None))
+    return tuple(moved)
