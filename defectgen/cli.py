@@ -10,7 +10,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast, get_args
 
 import typer
 from rich.console import Console
@@ -266,6 +266,71 @@ def train_yolo(
             stdout.print(results_table(results))
             stdout.print(verdict_line(results), markup=False, highlight=False)
             stdout.print(str(folder / "yolo" / results["best"]["weights"]), soft_wrap=True, highlight=False)
+
+
+@app.command()
+def bench(
+    recipe_path: RecipePath,
+    profile: Annotated[
+        str, typer.Option("--profile", help="small: 2 CPU cores. full: every arm and K, a GPU.")
+    ] = "small",
+    seeds: Annotated[
+        int | None, typer.Option("--seeds", min=1, help="Draws of the real images. Default: 2; 5.")
+    ] = None,
+    ks: Annotated[
+        str | None, typer.Option("--k", metavar="5,10,20", help="Real defects per class. Default: 10; 5,10,20.")
+    ] = None,
+    arms: Annotated[str | None, typer.Option("--arms", help="Comma-separated; default: the profile's.")] = None,
+    out: Out = None,
+    overrides: Set = None,
+    workers: Workers = None,
+    as_json: AsJson = False,
+    overwrite: Overwrite = False,
+) -> None:
+    """Measure over budgets and seeds whether the synthetic data helps. Stopped and run again, it goes on."""
+    with _reported(_command()):
+        recipe, _ = _load(recipe_path, overrides, out)
+        from defectgen.recipe import Arm
+
+        folder = out if out is not None else Path("runs") / f"{recipe.name}-bench"
+        chosen = _listed("--arms", arms, get_args(Arm))
+        budgets = [int(k) for k in _listed("--k", ks, None) or []]
+        (chosen_profile,) = _listed("--profile", profile, ("small", "full")) or ["small"]
+        from defectgen.bench.cells import run_bench
+        from defectgen.bench.summary import bench_table, sentences
+        from defectgen.run import available_cores
+
+        summary = run_bench(
+            recipe,
+            folder,
+            profile=cast(Any, chosen_profile),
+            num_seeds=seeds,
+            ks=budgets or None,
+            arms=cast(Any, chosen),
+            workers=workers or available_cores(),
+            progress=_Printer(),
+            overwrite=overwrite,
+        )
+        if as_json:
+            _print_json(summary)
+        else:
+            stdout.print(bench_table(summary))
+            for line in sentences(summary):
+                stdout.print(line, markup=False, highlight=False)
+            stdout.print(str(folder), soft_wrap=True, highlight=False)
+
+
+def _listed(option: str, text: str | None, known: tuple[str, ...] | None) -> list[str] | None:
+    """The comma-separated values of an option, each one of `known`, or a whole number above 0 where that is None."""
+    if text is None:
+        return None
+    values = [value.strip() for value in text.split(",")]
+    for value in values:
+        if known is not None and value not in known:
+            raise UsageError(f"{option}: must be of {', '.join(known)}, got {value!r}")
+        if known is None and not (value.isdecimal() and int(value) > 0):
+            raise UsageError(f"{option}: must be whole numbers above 0, as in 5,10,20, got {value!r}")
+    return values
 
 
 @app.command()

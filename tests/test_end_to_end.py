@@ -83,3 +83,35 @@ def test_quickstart_gives_a_verified_set_and_three_judged_detectors(tmp_path: Pa
     again = program("train-yolo", QUICKSTART, *changes, "--json", cwd=tmp_path)
     assert again.returncode == 0 and json.loads(again.stdout) == results
     assert all(path.stat().st_mtime_ns == time_ns for path, time_ns in weights.items())
+
+
+def test_bench_judges_every_arm_over_two_draws_and_goes_on_where_it_stopped(tmp_path: Path) -> None:
+    tiny = TINY | {"train_yolo.iterations": 2, "synth.num_images": 4}
+    changes = [part for field, value in tiny.items() for part in ("--set", f"{field}={json.dumps(value)}")]
+    arms = ["real", "real+aug", "real+procedural", "real+defectgen", "full-real"]
+    command = ("bench", QUICKSTART, *changes, "--seeds", 2, "--k", "2", "--arms", ",".join(arms), "--json")
+    measured = program(*command, cwd=tmp_path)
+    assert measured.returncode == 0, measured.stderr
+    folder = tmp_path / "runs/quickstart-bench"
+    summary = json.loads(measured.stdout)
+    assert summary == json.loads((folder / "bench.json").read_text())
+    (of_k,) = summary["k"].values()
+    assert list(of_k["arms"]) == arms and {arm["num_seeds"] for arm in of_k["arms"].values()} == {2}
+    assert "over 2 draws of the real images" in of_k["verdict"]["sentence"]
+    rows = [json.loads(line) for line in (folder / "bench.jsonl").read_text().splitlines()]
+    assert [(row["seed"], row["arm"]) for row in rows] == [(seed, arm) for seed in (0, 1) for arm in arms]
+    # Each seed draws other real images, and judges on the same ones.
+    read = {seed: json.loads((folder / f"k2/seed{seed}/yolo/real/samples.json").read_text()) for seed in (0, 1)}
+    real = [{file["source_sha256"] for file in one["files"] if file["origin"] == "real"} for one in read.values()]
+    assert real[0] != real[1]
+    tests = [json.loads((folder / f"k2/seed{seed}/yolo/test/samples.json").read_text())["digest"] for seed in (0, 1)]
+    assert tests[0] == tests[1]
+    assert {"map_over_k.png", "gain_per_class.png"} <= {path.name for path in folder.iterdir()}
+
+    (folder / "bench.jsonl").unlink()
+    weights = {path: path.stat().st_mtime_ns for path in folder.glob("k2/*/yolo/*/seed0/weights/last.pt")}
+    assert len(weights) == 10
+    again = program(*command, cwd=tmp_path)
+    assert again.returncode == 0 and json.loads(again.stdout) == summary
+    assert all(path.stat().st_mtime_ns == time_ns for path, time_ns in weights.items())
+    assert [json.loads(line) for line in (folder / "bench.jsonl").read_text().splitlines()] == rows

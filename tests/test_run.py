@@ -96,6 +96,23 @@ def made(fitted: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
+def test_held_out_parts_can_be_gone_before_anything_is_fitted_made_or_trained_on(
+    toys: Any, tmp_path: Path, one_process: None
+) -> None:
+    recipe = toys.recipe(synth={"num_images": 3})
+    arms = recipe.train_yolo.model_copy(update={"arms": ["real", "real+aug", "real+copy-paste", "real+procedural"]})
+    recipe = recipe.model_copy(update={"train_yolo": arms})
+    sources = running.read_sources(recipe, tmp_path)
+    held_out = {image.path for image in (*sources.test, *sources.test_clean)}
+    assert held_out and all(tmp_path / "demo/test" in path.parents for path in held_out)
+    shutil.rmtree(tmp_path / "demo/test")
+    running._synth(recipe, sources, tmp_path, workers=1, progress=silent)
+    assert len(read_manifest(tmp_path / "dataset/manifest.jsonl").rows) == 3
+    for arm in ("real+aug", "real+copy-paste", "real+procedural"):
+        folder = running._control_set(arm, recipe, sources, tmp_path, progress=silent)
+        assert len(list((folder / "images").iterdir())) == 3
+
+
 def test_synth_makes_a_data_set_that_verifies_and_leaves_nothing_else(fitted: Any, made: Path, toys: Any) -> None:
     assert names(made) == ["dataset", "demo", "generator", "recipe.yaml"]
     assert yaml.safe_load((made / "recipe.yaml").read_text()) == fitted.recipe.model_dump(mode="json")

@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 
 FALSE_ALARMS_PER_CLEAN_IMAGE = 0.01
+# Of the curve of recall over false alarms per clean image.
+ALARM_LEVELS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 # Of detections; low, since average precision needs the whole curve.
 MIN_CONFIDENCE = 0.001
 
@@ -61,6 +63,7 @@ def evaluate(
 ) -> dict[str, Any]:
     """Box (and mask) AP over the test set, per class, and recall at one false alarm per 100 clean images.
 
+    The curves are the classes' mean precision over recall at IoU 0.5, and recall over false alarms per clean image.
     A class without a defect in the test set has null figures and does not enter the means. Precision and recall are
     those at the confidence with the best mean F1, which ultralytics picks on the test set itself: for reading, not
     for comparing.
@@ -102,14 +105,21 @@ def evaluate(
     counts = np.bincount(
         np.concatenate([np.zeros(0), *detections["target_cls"]]).astype(int), minlength=len(class_names)
     )
-    at_alarms = recall_at_false_alarms(
-        hits=[np.asarray(tp)[:, 0].astype(bool) for tp in detections["tp"]],
-        confidences=detections["conf"],
-        is_clean=[stem in clean for stem in stems],
-        num_clean_images=num_clean_images,
-        num_defects=int(counts.sum()),
-    )
+    found = {
+        level: recall_at_false_alarms(
+            hits=[np.asarray(tp)[:, 0].astype(bool) for tp in detections["tp"]],
+            confidences=detections["conf"],
+            is_clean=[stem in clean for stem in stems],
+            num_clean_images=num_clean_images,
+            num_defects=int(counts.sum()),
+            alarms_per_image=level,
+        )
+        for level in ALARM_LEVELS
+    }
+    at_alarms = found[FALSE_ALARMS_PER_CLEAN_IMAGE]
     metrics = validator.metrics
+    recalls = np.linspace(0, 1, 21)
+    precisions = np.asarray(metrics.box.prec_values).reshape(-1, len(metrics.box.px)).mean(axis=0)
     figures = {
         "map50": float(metrics.box.map50),
         "map50_95": float(metrics.box.map),
@@ -121,7 +131,17 @@ def evaluate(
         "mask_map50_95": float(metrics.seg.map) if task == "segment" else None,
     }
     per_class = _per_class(metrics, class_names, counts, segment=task == "segment")
-    return {**figures, "per_class": per_class, "test_files": len(stems), "test_defects": int(counts.sum())}
+    curves = {
+        "precision_over_recall": [[x, float(np.interp(x, metrics.box.px, precisions))] for x in recalls.tolist()],
+        "recall_over_false_alarms": [[level, recall[0]] for level, recall in found.items() if recall],
+    }
+    return {
+        **figures,
+        "per_class": per_class,
+        "curves": curves,
+        "test_files": len(stems),
+        "test_defects": int(counts.sum()),
+    }
 
 
 def _per_class(metrics: Any, class_names: Sequence[str], counts: np.ndarray, *, segment: bool) -> list[dict[str, Any]]:

@@ -12,6 +12,7 @@ import subprocess
 import sys
 from collections import deque
 from collections.abc import Sequence
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from defectgen.yolo.environment import worker_environment
 from defectgen.yolo.results import collect_results
 
 # Raised when a change of the worker makes earlier results incomparable.
-_JOB_VERSION = 1
+_JOB_VERSION = 2
 _LOG_LINES_SHOWN = 12
 _YAML_MODEL = re.compile(r"yolo11[nsmlx](-seg)?\.yaml")
 
@@ -148,7 +149,14 @@ def _run_or_keep(job: dict[str, Any], fingerprint: str, arm: ArmPlan, out: Path,
     figures = _run_worker(folder / "job.json", folder.parent / "log.txt", out / ".ultralytics", label, progress)
     relative = weights.relative_to(out).as_posix()
     seed_index = int(folder.name.removeprefix("seed"))
-    result = {"arm": arm.name, "seed": seed_index, "job_sha256": fingerprint, "weights": relative, **figures}
+    result = {
+        "arm": arm.name,
+        "seed": seed_index,
+        "date": date.today().isoformat(),
+        "job_sha256": fingerprint,
+        "weights": relative,
+        **figures,
+    }
     write_bytes_atomic(folder / "result.json", to_json(result))
     return result
 

@@ -11,6 +11,8 @@ import numpy as np
 from scipy import stats
 
 OWN_ARM = "real+defectgen"
+# What more real data would give: no rival, since a user who had it would need no synthetic data.
+CEILING = "full-real"
 FEWEST_SEEDS = 2
 CONFIDENCE = 0.95
 
@@ -32,8 +34,8 @@ class Verdict:
     high: float
     num_seeds: int
 
-    def sentence(self, num_test_images: int) -> str:
-        """One sentence to forward."""
+    def sentence(self, num_test_images: int, over: str = "trainings on the same real images") -> str:
+        """One sentence to forward; `over`: what the seeds differ in."""
         what = {
             "helps": "Adding the synthetic images helps",
             "no difference shown": "No difference is shown by adding the synthetic images",
@@ -41,8 +43,7 @@ class Verdict:
         }[self.finding]
         return (
             f"{what}: on {num_test_images} real held-out images mAP50-95 changes by {self.difference:+.1f} points "
-            f"against {self.against} (95 % interval {self.low:+.1f} to {self.high:+.1f}, over {self.num_seeds} "
-            "trainings on the same real images)."
+            f"against {self.against} (95 % interval {self.low:+.1f} to {self.high:+.1f}, over {self.num_seeds} {over})."
         )
 
 
@@ -50,13 +51,13 @@ def judge(scores: dict[str, dict[int, float]]) -> Verdict | None:
     """The verdict from mAP50-95 (0 to 1) per arm and seed; None where OWN_ARM, a rival or a second seed is missing.
 
     Differences are paired by seed. The rival is the arm with the highest mean: what a user would train on otherwise.
-    The seeds are of trainings: how much the draw of the real images matters, the interval does not say.
+    The interval covers what the seeds differ in: where all train on the same real images, not the draw of these.
     """
     own = scores.get(OWN_ARM, {})
     rivals = {
         name: {seed: value for seed, value in arm.items() if seed in own}
         for name, arm in scores.items()
-        if name != OWN_ARM
+        if name not in (OWN_ARM, CEILING)
     }
     rivals = {name: arm for name, arm in rivals.items() if len(arm) >= FEWEST_SEEDS}
     if not rivals:

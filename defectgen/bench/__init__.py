@@ -1,0 +1,1 @@
+"""Whether the synthetic data helps, over budgets of real defects and draws of them."""

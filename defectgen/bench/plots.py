@@ -1,0 +1,111 @@
+"""A bench as pictures: gain over the budget, per class, precision over recall, recall over false alarms."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from defectgen.yolo.verdict import OWN_ARM, paired_interval
+
+# Okabe and Ito's colours, told apart by the colour-blind.
+_COLOURS = {
+    "real": "#000000",
+    "real+aug": "#56B4E9",
+    "real+copy-paste": "#E69F00",
+    "real+procedural": "#CC79A7",
+    "real+defectgen": "#009E73",
+    "full-real": "#999999",
+}
+
+
+def write_plots(rows: Sequence[dict[str, Any]], curves: Sequence[dict[str, Any]], out: Path) -> list[Path]:
+    """Writes map_over_k.png, gain_per_class.png, precision_recall.png and false_alarms.png; those with something on."""
+    k = max(row["k"] for row in rows)
+    of_k = [curve for curve in curves if curve["k"] == k]
+    drawings: dict[str, Callable[[Any], bool]] = {
+        "map_over_k": lambda axes: _map_over_k(axes, rows),
+        "gain_per_class": lambda axes: _gain_per_class(axes, [row for row in rows if row["k"] == k]),
+        "precision_recall": lambda axes: _curves(
+            axes, of_k, "precision_over_recall", f"recall (K = {k}, IoU 0.5, mean of classes and seeds)", "precision"
+        ),
+        "false_alarms": lambda axes: _curves(
+            axes,
+            of_k,
+            "recall_over_false_alarms",
+            f"false alarms per clean image (K = {k})",
+            "recall",
+            logarithmic=True,
+        ),
+    }
+    written = []
+    for name, draw in drawings.items():
+        # Without pyplot, which keeps global state and may ask for a screen.
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+
+        figure = Figure(figsize=(7, 4.5), layout="constrained")
+        FigureCanvasAgg(figure)
+        axes = figure.add_subplot()
+        if draw(axes):
+            figure.savefig(out / f"{name}.png", dpi=120)
+            written.append(out / f"{name}.png")
+    return written
+
+
+def _arms(rows: Sequence[dict[str, Any]]) -> list[str]:
+    present = {row["arm"] for row in rows}
+    return [arm for arm in _COLOURS if arm in present]
+
+
+def _map_over_k(axes: Any, rows: Sequence[dict[str, Any]]) -> bool:
+    ks = sorted({row["k"] for row in rows})
+    arms = _arms(rows)
+    for position, arm in enumerate(arms):
+        means, lows, highs = [], [], []
+        for k in ks:
+            values = [100 * row["map5095"] for row in rows if row["k"] == k and row["arm"] == arm]
+            mean, low, high = paired_interval(values) if len(values) > 1 else (float(np.mean(values)),) * 3
+            means.append(mean)
+            lows.append(mean - low)
+            highs.append(high - mean)
+        # Beside one another, or their bars would hide each other.
+        shifted = np.array(ks) * (1 + 0.02 * (position - len(arms) / 2))
+        axes.errorbar(shifted, means, yerr=(lows, highs), label=arm, color=_COLOURS[arm], marker="o", capsize=3)
+    axes.set(xlabel="real defects per class (K)", ylabel="mAP50-95, %", xticks=ks, ylim=(0, None))
+    axes.legend()
+    return True
+
+
+def _gain_per_class(axes: Any, rows: Sequence[dict[str, Any]]) -> bool:
+    arms = [arm for arm in _arms(rows) if arm not in (OWN_ARM, "full-real")]
+    own = {row["seed"]: row["ap5095"] for row in rows if row["arm"] == OWN_ARM}
+    if not own or not arms:
+        return False
+    names = [name for name, value in next(iter(own.values())).items() if value is not None]
+    width = 0.8 / len(arms)
+    for position, arm in enumerate(arms):
+        others = {row["seed"]: row["ap5095"] for row in rows if row["arm"] == arm}
+        gains = [100 * np.mean([own[seed][name] - others[seed][name] for seed in others]) for name in names]
+        places = np.arange(len(names)) + (position - (len(arms) - 1) / 2) * width
+        axes.bar(places, gains, width, label=f"over {arm}", color=_COLOURS[arm])
+    axes.axhline(0, color="black", linewidth=0.8)
+    axes.set(ylabel=f"gain of {OWN_ARM}, AP50-95, points", xticks=range(len(names)), xticklabels=names)
+    axes.legend()
+    return True
+
+
+def _curves(
+    axes: Any, curves: Sequence[dict[str, Any]], name: str, x_label: str, y_label: str, *, logarithmic: bool = False
+) -> bool:
+    shown = [curve for curve in curves if curve[name]]
+    for arm in _arms(shown):
+        points = np.array([curve[name] for curve in shown if curve["arm"] == arm])
+        axes.plot(points[0, :, 0], points[:, :, 1].mean(axis=0), label=arm, color=_COLOURS[arm], marker=".")
+    if not shown:
+        return False
+    axes.set(xlabel=x_label, ylabel=y_label, ylim=(0, 1.02), xscale="log" if logarithmic else "linear")
+    axes.legend()
+    return True

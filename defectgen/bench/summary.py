@@ -1,0 +1,142 @@
+"""Means, intervals and verdicts of a bench's rows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from defectgen.yolo.verdict import OWN_ARM, judge, paired_interval
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+FIGURES = ("map50", "map5095", "recall_at_fp")
+_OVER = "draws of the real images"
+
+
+def summarise(rows: Sequence[dict[str, Any]], *, num_test_images: int) -> dict[str, Any]:
+    """Per K: each arm's mean over the seeds with its 95 % interval, in percent, and the verdict.
+
+    arms: {arm: {figure: {"mean", "low", "high"}, "num_seeds"}}; low and high are None with one seed, a figure is None
+    where the test set cannot tell. difference: {arm: {"mean", "low", "high"}}, `real+defectgen` minus the arm in points
+    of mAP50-95, paired by seed. worth: see `worth`.
+    """
+    by_k = {}
+    ks = sorted({row["k"] for row in rows})
+    worths = worth(
+        {k: _mean_of(rows, k, "real") for k in ks if _mean_of(rows, k, "real") is not None},
+        {k: _mean_of(rows, k, OWN_ARM) for k in ks if _mean_of(rows, k, OWN_ARM) is not None},
+    )
+    for k in ks:
+        of_k = [row for row in rows if row["k"] == k]
+        arms = list(dict.fromkeys(row["arm"] for row in of_k))
+        scores = {arm: {row["seed"]: row["map5095"] for row in of_k if row["arm"] == arm} for arm in arms}
+        verdict = judge(scores)
+        by_k[str(k)] = {
+            "arms": {arm: _arm([row for row in of_k if row["arm"] == arm]) for arm in arms},
+            "difference": {arm: _difference(scores[OWN_ARM], scores[arm]) for arm in arms if arm != OWN_ARM}
+            if OWN_ARM in scores
+            else {},
+            "verdict": None
+            if verdict is None
+            else {**asdict(verdict), "sentence": verdict.sentence(num_test_images, _OVER)},
+            "worth": worths.get(k),
+        }
+    first = rows[0]
+    return {"recipe": first["recipe"], "profile": first["profile"], "test_images": num_test_images, "k": by_k}
+
+
+def worth(real: dict[int, float], own: dict[int, float]) -> dict[int, dict[str, Any]]:
+    """Per K of `own`: how many more real defects per class would raise `real` as far, read off its curve over K.
+
+    Both map K to a mean mAP50-95. defects: the number; at_least: whether the curve ends below, so that it is more; 0
+    where `own` is not above `real`. Nothing for a K whose curve has no second point.
+    """
+    ks = sorted(real)
+    found: dict[int, dict[str, Any]] = {}
+    for k, score in own.items():
+        above = [other for other in ks if other >= k]
+        if k not in real or len(above) < 2:
+            continue
+        if score <= real[k]:
+            found[k] = {"defects": 0.0, "at_least": False}
+            continue
+        for low, high in pairwise(above):
+            if real[high] >= score:
+                share = (score - real[low]) / (real[high] - real[low]) if real[high] > real[low] else 1.0
+                found[k] = {"defects": low + max(share, 0.0) * (high - low) - k, "at_least": False}
+                break
+        else:
+            found[k] = {"defects": float(above[-1] - k), "at_least": True}
+    return found
+
+
+def _mean_of(rows: Sequence[dict[str, Any]], k: int, arm: str) -> Any:
+    values = [row["map5095"] for row in rows if row["k"] == k and row["arm"] == arm]
+    return float(np.mean(values)) if values else None
+
+
+def _arm(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    figures: dict[str, Any] = {}
+    for figure in FIGURES:
+        values = [100 * row[figure] for row in rows if row[figure] is not None]
+        figures[figure] = _interval(values) if values else None
+    return {**figures, "num_seeds": len(rows)}
+
+
+def _difference(own: dict[int, float], other: dict[int, float]) -> dict[str, Any] | None:
+    values = [100 * (own[seed] - score) for seed, score in other.items() if seed in own]
+    return _interval(values) if values else None
+
+
+def _interval(values: Sequence[float]) -> dict[str, float | None]:
+    if len(values) < 2:
+        return {"mean": values[0], "low": None, "high": None}
+    mean, low, high = paired_interval(values)
+    return {"mean": mean, "low": low, "high": high}
+
+
+def sentences(summary: dict[str, Any]) -> list[str]:
+    """What the bench says, one line per K."""
+    lines = []
+    for k, of_k in summary["k"].items():
+        if of_k["verdict"] is None:
+            lines.append(f"K = {k}: no verdict; it takes {OWN_ARM}, another arm and two seeds.")
+            continue
+        line = f"K = {k}: {of_k['verdict']['sentence']}"
+        if of_k["worth"]:
+            more = "more than " if of_k["worth"]["at_least"] else "about "
+            line += f" Worth {more}{of_k['worth']['defects']:.0f} more real defects per class."
+        lines.append(line)
+    return lines
+
+
+def bench_table(summary: dict[str, Any]) -> Table:
+    """One row per K and arm: means over the seeds in percent, half their intervals, and the gain over the arm."""
+    from rich.table import Table
+
+    table = Table(
+        title=f"{summary['recipe']} ({summary['profile']}): YOLO on {summary['test_images']} real held-out images",
+        caption="+-: half of the 95 % interval over the seeds. gain: real+defectgen over the arm, mAP50-95, paired.",
+    )
+    table.add_column("K", justify="right")
+    table.add_column("arm")
+    for heading in ("seeds", "mAP50", "mAP50-95", "recall@FP", "gain"):
+        table.add_column(heading, justify="right")
+    for k, of_k in summary["k"].items():
+        for arm, figures in of_k["arms"].items():
+            shown = [_shown(figures[figure]) for figure in FIGURES]
+            gain = _shown(of_k["difference"].get(arm), signed=True)
+            table.add_row(k, arm, str(figures["num_seeds"]), *shown, gain, end_section=arm == list(of_k["arms"])[-1])
+    return table
+
+
+def _shown(value: dict[str, Any] | None, *, signed: bool = False) -> str:
+    if value is None:
+        return "–"
+    mean = f"{value['mean']:+.1f}" if signed else f"{value['mean']:.1f}"
+    return mean if value["low"] is None else f"{mean} ± {(value['high'] - value['low']) / 2:.1f}"

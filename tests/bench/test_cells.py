@@ -1,0 +1,126 @@
+"""Which cells a bench runs, and with what; the runs themselves are tested elsewhere."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import defectgen.bench.cells as cells
+from defectgen.bench.cells import run_bench
+from defectgen.errors import RunError
+from defectgen.images import encode_image
+from defectgen.recipe import Recipe
+
+
+class Runs:
+    """Stands for whole runs: notes their recipes, and gives figures that depend on K, seed and arm alone."""
+
+    def __init__(self) -> None:
+        self.recipes: dict[str, Recipe] = {}
+        self.fails_at: str | None = None
+
+    def __call__(self, recipe: Recipe, out: Path, **options: Any) -> dict[str, Any]:
+        name = "/".join(out.parts[-2:])
+        if name == self.fails_at:
+            raise RunError("stopped")
+        self.recipes[name] = recipe
+        arms = {}
+        for number, arm in enumerate(recipe.train_yolo.arms):
+            score = (recipe.data.per_class or 0) / 100 + recipe.seed / 1000 + number / 10
+            metrics = {"map50": score, "map50_95": score / 2, "recall_at_fp": None, "per_class": []}
+            metrics["curves"] = {"precision_over_recall": [[0, 1], [1, 0]], "recall_over_false_alarms": []}
+            run = {"metrics": metrics, "training": {"iterations": 7}, "device": "cpu", "date": "2026-01-01"}
+            arms[arm] = {"seeds": [run]}
+        return {"arms": arms, "test_images": 12}
+
+
+@pytest.fixture
+def runs(monkeypatch: pytest.MonkeyPatch) -> Runs:
+    stand_in = Runs()
+    monkeypatch.setattr(cells, "run_train_yolo", stand_in)
+    return stand_in
+
+
+def bench(recipe: Recipe, out: Path, **options: Any) -> dict[str, Any]:
+    lines: list[str] = []
+    settings = {"profile": "small", "workers": 1, "progress": lambda *event: lines.append(str(event))} | options
+    return run_bench(recipe, out, **settings)
+
+
+def test_every_budget_and_seed_is_a_run_of_its_own(toys: Any, tmp_path: Path, runs: Runs) -> None:
+    recipe = toys.recipe(seed=3)
+    bench(recipe, tmp_path, ks=[2, 5, 2], num_seeds=2)
+    assert list(runs.recipes) == ["k2/seed3", "k2/seed4", "k5/seed3", "k5/seed4"]
+    for name, cell in runs.recipes.items():
+        k, seed = (int(part.lstrip("kse d")) for part in name.split("/"))
+        assert (cell.data.per_class, cell.data.max_images, cell.seed) == (k, None, seed)
+        assert cell.train_yolo.seeds == [0]
+        assert cell.train_yolo.arms == ["real", "real+copy-paste", "real+defectgen"]
+        assert cell.generator == recipe.generator and cell.synth == recipe.synth
+
+
+def test_rows_have_the_published_fields_and_the_summary_follows_from_them(
+    toys: Any, tmp_path: Path, runs: Runs
+) -> None:
+    summary = bench(toys.recipe(), tmp_path, ks=[5], num_seeds=2, arms=["real", "real+defectgen"])
+    rows = [json.loads(line) for line in (tmp_path / "bench.jsonl").read_text().splitlines()]
+    assert [(row["k"], row["seed"], row["arm"]) for row in rows] == [
+        (5, 0, "real"),
+        (5, 0, "real+defectgen"),
+        (5, 1, "real"),
+        (5, 1, "real+defectgen"),
+    ]
+    published = {"recipe", "profile", "k", "seed", "arm", "iterations", "map50", "map5095", "recall_at_fp", "device"}
+    published |= {"date", "version"}
+    assert published <= set(rows[0]) and rows[0]["map5095"] == pytest.approx(0.025)
+    assert summary["k"]["5"]["difference"]["real"]["mean"] == pytest.approx(5)
+    assert summary["k"]["5"]["verdict"]["finding"] == "helps"
+    assert json.loads((tmp_path / "bench.json").read_text()) == summary
+    assert (tmp_path / "map_over_k.png").exists()
+
+
+def test_rows_of_finished_cells_are_on_disk_when_a_later_one_fails(toys: Any, tmp_path: Path, runs: Runs) -> None:
+    runs.fails_at = "k5/seed1"
+    with pytest.raises(RunError, match="stopped"):
+        bench(toys.recipe(), tmp_path, ks=[5])
+    assert [json.loads(line)["seed"] for line in (tmp_path / "bench.jsonl").read_text().splitlines()] == [0, 0, 0]
+    runs.fails_at = None
+    bench(toys.recipe(), tmp_path, ks=[5])
+    assert len((tmp_path / "bench.jsonl").read_text().splitlines()) == 6
+
+
+def test_full_profile_has_every_arm_and_its_own_detector(toys: Any, tmp_path: Path, runs: Runs) -> None:
+    bench(toys.recipe(), tmp_path, profile="full", num_seeds=1)
+    assert list(runs.recipes) == ["k5/seed0", "k10/seed0", "k20/seed0"]
+    config = runs.recipes["k5/seed0"].train_yolo
+    assert (config.imgsz, config.tile_px, config.iterations, len(config.arms)) == (640, None, 3000, 6)
+
+
+def test_all_seeds_are_judged_on_the_same_parts(tmp_path: Path, runs: Runs) -> None:
+    for part in range(8):
+        for folder, rows in (("images", "0 0.5 0.5 0.2 0.2\n"), ("clean", None)):
+            path = tmp_path / "data" / folder / f"p{part}_{folder}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(encode_image(np.full((64, 64, 3), 90 + part, np.uint8), "png"))
+            if rows:
+                label = tmp_path / "data" / "labels" / f"{path.stem}.txt"
+                label.parent.mkdir(exist_ok=True)
+                label.write_text(rows)
+    data = {
+        "root": str(tmp_path / "data"),
+        "classes": ["pit"],
+        "train_images": "images",
+        "train_clean": "clean",
+        "group_pattern": r"^(p\d+)_",
+    }
+    recipe = Recipe.model_validate({"name": "parts", "data": data})
+    bench(recipe, tmp_path / "bench", ks=[2], num_seeds=3)
+    groups = [cell.data.test_groups for cell in runs.recipes.values()]
+    assert len(groups) == 3 and groups[0] == groups[1] == groups[2] and groups[0]
+    nothing = Recipe.model_validate({"name": "parts", "data": data | {"test_fraction": 0}})
+    with pytest.raises(RunError, match="no group of parts is held out"):
+        bench(nothing, tmp_path / "other", ks=[2])

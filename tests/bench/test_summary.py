@@ -1,0 +1,112 @@
+"""From rows whose truth is known to means, verdicts and plots."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from defectgen.bench.plots import write_plots
+from defectgen.bench.summary import sentences, summarise, worth
+from defectgen.images import read_rgb
+
+
+def row(arm: str, seed: int, score: float, *, k: int = 10, recall: float | None = 0.5) -> dict[str, Any]:
+    return {
+        "recipe": "housing",
+        "profile": "small",
+        "k": k,
+        "seed": seed,
+        "arm": arm,
+        "iterations": 200,
+        "map50": 2 * score,
+        "map5095": score,
+        "recall_at_fp": recall,
+        "ap5095": {"scratch": score, "dent": score / 2, "stain": None},
+        "device": "cpu",
+        "date": "2026-01-01",
+        "version": "0",
+    }
+
+
+def rows(k: int = 10, **scores: tuple[float, ...]) -> list[dict[str, Any]]:
+    """A row per arm (its + written as _plus_, its - as _) and seed."""
+    names = {"real": "real", "pasted": "real+copy-paste", "own": "real+defectgen", "full": "full-real"}
+    return [row(names[arm], seed, score, k=k) for arm, of in scores.items() for seed, score in enumerate(of)]
+
+
+def test_means_and_paired_differences_have_their_intervals() -> None:
+    summary = summarise(rows(real=(0.2, 0.3, 0.4), own=(0.25, 0.36, 0.44)), num_test_images=70)
+    of_k = summary["k"]["10"]
+    assert of_k["arms"]["real"]["map5095"]["mean"] == pytest.approx(30)
+    # Student's t for two degrees of freedom: 4.3027; standard deviation 10.
+    assert of_k["arms"]["real"]["map5095"]["high"] == pytest.approx(30 + 4.3027 * 10 / 3**0.5, abs=0.01)
+    gain = of_k["difference"]["real"]
+    assert gain["mean"] == pytest.approx(5)
+    assert gain["low"] == pytest.approx(5 - 4.3027 * 1 / 3**0.5, abs=0.01)
+    assert of_k["verdict"]["finding"] == "helps"
+    assert "real+defectgen" not in of_k["difference"]
+
+
+def test_verdict_is_against_the_best_rival_and_the_ceiling_is_none() -> None:
+    scores = {"real": (0.2, 0.2), "pasted": (0.3, 0.31), "own": (0.4, 0.41), "full": (0.6, 0.6)}
+    of_k = summarise(rows(**scores), num_test_images=70)["k"]["10"]
+    assert of_k["verdict"]["against"] == "real+copy-paste"
+    assert of_k["verdict"]["difference"] == pytest.approx(10)
+    assert of_k["difference"]["full-real"]["mean"] < 0
+
+
+def test_sentences_say_what_the_seeds_differ_in_and_what_it_takes() -> None:
+    both = rows(5, real=(0.2,), own=(0.3,)) + rows(10, real=(0.2, 0.21), own=(0.1, 0.12))
+    few, many = sentences(summarise(both, num_test_images=70))
+    assert few == "K = 5: no verdict; it takes real+defectgen, another arm and two seeds."
+    assert many.startswith("K = 10: Adding the synthetic images hurts: on 70 real held-out images")
+    assert many.endswith("over 2 draws of the real images). Worth about 0 more real defects per class.") is False
+    assert "over 2 draws of the real images" in many
+
+
+def test_one_seed_has_no_interval_and_an_unanswered_figure_is_none() -> None:
+    summary = summarise([row("real", 0, 0.2, recall=None)], num_test_images=1)
+    arm = summary["k"]["10"]["arms"]["real"]
+    assert arm["map5095"] == {"mean": 20, "low": None, "high": None} and arm["recall_at_fp"] is None
+    assert summary["k"]["10"]["verdict"] is None and summary["k"]["10"]["difference"] == {}
+
+
+def test_worth_in_real_defects_is_read_off_the_real_curve() -> None:
+    real = {5: 0.10, 10: 0.20, 20: 0.30}
+    assert worth(real, {5: 0.25}) == {5: {"defects": pytest.approx(10), "at_least": False}}
+    assert worth(real, {5: 0.15}) == {5: {"defects": pytest.approx(2.5), "at_least": False}}
+    assert worth(real, {10: 0.5}) == {10: {"defects": 10, "at_least": True}}
+    assert worth(real, {10: 0.2}) == {10: {"defects": 0, "at_least": False}}
+    # The end of the curve has nothing to compare with.
+    assert worth(real, {20: 0.4}) == {} and worth({10: 0.2}, {10: 0.4}) == {}
+
+
+def test_worth_is_in_the_sentence() -> None:
+    data = rows(5, real=(0.1, 0.1), own=(0.2, 0.2)) + rows(10, real=(0.15, 0.15)) + rows(20, real=(0.25, 0.25))
+    assert sentences(summarise(data, num_test_images=9))[0].endswith("Worth about 10 more real defects per class.")
+
+
+def test_plots_show_every_arm_and_what_cannot_be_drawn_is_left_out(tmp_path: Path) -> None:
+    data = rows(5, real=(0.1, 0.2), own=(0.2, 0.3)) + rows(10, real=(0.2, 0.25), own=(0.3, 0.4))
+    curves = [
+        {
+            "k": one["k"],
+            "seed": one["seed"],
+            "arm": one["arm"],
+            "precision_over_recall": [[0, 1], [0.5, one["map50"]], [1, 0]],
+            "recall_over_false_alarms": [],
+        }
+        for one in data
+    ]
+    written = write_plots(data, curves, tmp_path)
+    assert [path.name for path in written] == ["map_over_k.png", "gain_per_class.png", "precision_recall.png"]
+    for path in written:
+        # The arms' own colours, black and green, are on white.
+        colours = {tuple(pixel) for pixel in read_rgb(path).reshape(-1, 3)[::3].tolist()}
+        assert {(255, 255, 255), (0, 0, 0)} <= colours
+        assert (0, 158, 115) in colours or path.name == "gain_per_class.png"
+    alone = tmp_path / "alone"
+    alone.mkdir()
+    assert [path.name for path in write_plots(data[:2], [], alone)] == ["map_over_k.png"]
