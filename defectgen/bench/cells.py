@@ -15,14 +15,16 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from defectgen import __version__
+from defectgen.bench.diagnostics import diagnose
 from defectgen.bench.plots import write_plots
 from defectgen.bench.summary import summarise
 from defectgen.data.load import load_sources
 from defectgen.errors import RunError
 from defectgen.images import write_bytes_atomic
 from defectgen.recipe import DEFAULT_ARMS, Arm, Recipe
-from defectgen.run import run_train_yolo
-from defectgen.studio import Progress
+from defectgen.run import read_sources, run_train_yolo
+from defectgen.studio import Progress, load_studio
+from defectgen.yolo.verdict import OWN_ARM
 
 ProfileName = Literal["small", "full"]
 
@@ -71,6 +73,7 @@ def run_bench(
     seeds = range(recipe.seed, recipe.seed + count)
     rows: list[dict[str, Any]] = []
     curves: list[dict[str, Any]] = []
+    diagnostics: list[dict[str, Any]] = []
     results: dict[str, Any] = {}
     for k in ks:
         for seed in seeds:
@@ -84,6 +87,8 @@ def run_bench(
             results = run_train_yolo(cell, folder, workers=workers, progress=report, overwrite=overwrite)
             of_cell = cell_rows(results, recipe=recipe.name, profile=profile, k=k, seed=seed)
             rows += of_cell
+            if OWN_ARM in results["arms"]:
+                diagnostics.append({"k": k, "seed": seed, **_diagnostics(cell, folder)})
             for row in of_cell:
                 run = results["arms"][row["arm"]]["seeds"][0]
                 curves.append({"k": k, "seed": seed, "arm": row["arm"], **run["metrics"]["curves"]})
@@ -91,7 +96,7 @@ def run_bench(
                 progress(f"{name}", 0, 0, done)
             lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
             write_bytes_atomic(out / "bench.jsonl", lines.encode())
-    summary = summarise(rows, num_test_images=results["test_images"])
+    summary = summarise(rows, num_test_images=results["test_images"]) | {"diagnostics": diagnostics}
     write_bytes_atomic(out / "bench.json", (json.dumps(summary, indent=1, ensure_ascii=False) + "\n").encode())
     write_plots(rows, curves, out)
     return summary
@@ -132,6 +137,11 @@ def cell_rows(results: dict[str, Any], *, recipe: str, profile: str, k: int, see
             }
         )
     return rows
+
+
+def _diagnostics(cell: Recipe, folder: Path) -> dict[str, Any]:
+    sources = read_sources(cell, folder)
+    return diagnose(cell, sources, load_studio(cell, sources, folder / "generator"), folder / "dataset")
 
 
 def _with_fixed_split(recipe: Recipe, out: Path) -> Recipe:

@@ -80,6 +80,13 @@ class Screen:
         logits = self.members[fold_of(model)](_inputs(image[None], region[None]))
         return functional.softmax(logits, dim=1)[0].numpy()
 
+    @torch.inference_mode()
+    def features(self, images: np.ndarray, regions: np.ndarray) -> np.ndarray:
+        """float32 (N, 512): what the first member sees in windows uint8 (N, H, W, 3) with regions bool (N, H, W)."""
+        body = self.members[0][:-2]  # All but dropout and the last layer.
+        parts = [body(_inputs(images[i : i + BATCH], regions[i : i + BATCH])) for i in range(0, len(images), BATCH)]
+        return torch.cat(parts).numpy()
+
     def clean_probability(self, image: np.ndarray, region: np.ndarray, model: int) -> float:
         return float(self.probabilities(image, region, model=model)[-1])
 

@@ -42,6 +42,7 @@ class Runs:
 def runs(monkeypatch: pytest.MonkeyPatch) -> Runs:
     stand_in = Runs()
     monkeypatch.setattr(cells, "run_train_yolo", stand_in)
+    monkeypatch.setattr(cells, "_diagnostics", lambda cell, folder: {"copies": cell.seed / 10})
     return stand_in
 
 
@@ -80,6 +81,7 @@ def test_rows_have_the_published_fields_and_the_summary_follows_from_them(
     assert summary["k"]["5"]["difference"]["real"]["mean"] == pytest.approx(5)
     assert summary["k"]["5"]["verdict"]["finding"] == "helps"
     assert json.loads((tmp_path / "bench.json").read_text()) == summary
+    assert [(one["k"], one["seed"], one["copies"]) for one in summary["diagnostics"]] == [(5, 0, 0), (5, 1, 0.1)]
     assert (tmp_path / "map_over_k.png").exists()
 
 

@@ -1,0 +1,144 @@
+"""What a synthetic set is like beside the real defects: reported with a verdict, never instead of it.
+
+Distances are between features of the class check, trained on the real windows: no foreign network is needed.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from defectgen.crops import centre, region_of
+from defectgen.dataset.labels import window_view
+from defectgen.dataset.manifest import MANIFEST_NAME, read_manifest
+from defectgen.images import read_rgb
+from defectgen.recipe import Recipe
+from defectgen.records import XYXY, Sources
+from defectgen.studio import Studio
+from defectgen.windows import Window
+
+# A synthetic defect this much nearer to a real one than real ones are to each other is a copy of it.
+COPY = 0.2
+MOST_WINDOWS = 400
+
+
+def diagnose(recipe: Recipe, sources: Sources, studio: Studio, dataset: Path) -> dict[str, Any]:
+    """Figures of the set in `dataset` against the real defects it was made from, as JSON values.
+
+    kid: squared maximum mean discrepancy with a cubic kernel, synthetic against real windows (Binkowski et al. 2018,
+    "Demystifying MMD GANs", on the class check's features: to be compared within one data set alone).
+    nearest_real: median distance of a synthetic window to the nearest real one in every turn allowed, over the median
+    distance of a real one to the nearest other; copies: share below COPY. None with fewer than two real defects.
+    boxes: per class, quartiles of the longest side in pixels and of the aspect (longer over shorter side), real and
+    synthetic. refused: placements refused, by reason, as a share of all that were tried.
+    """
+    window_px = recipe.generator.window_px
+    rows = [row for row in read_manifest(dataset / MANIFEST_NAME).rows if row["placed"]]
+    turns = _turns(recipe)
+    windows = [centre(model.crop.image, window_px) for model in studio.models]
+    # Boxes on both sides, whatever is known of the real ones: a region's shape is seen, too.
+    boxes = [region_of(centre(model.crop.mask, window_px), outlined=False) for model in studio.models]
+    real = studio.screen.features(*(_turned(arrays, turns) for arrays in (windows, boxes)))
+    images, regions = [], []
+    for row in rows:
+        image = read_rgb(dataset / row["image"])
+        for placed in row["placed"]:
+            window = Window(*placed["placement"]["window"])
+            x1, y1, x2, y2 = window.to_window(_box(placed["changed_xyxy"]), window_px)
+            mask = np.zeros((window_px, window_px), np.uint8)
+            mask[max(int(y1), 0) : int(np.ceil(y2)), max(int(x1), 0) : int(np.ceil(x2))] = 255
+            images.append(window_view(image, window, window_px))
+            regions.append(region_of(mask, outlined=False) if mask.any() else mask.astype(bool))
+        if len(images) >= MOST_WINDOWS:
+            break
+    made = studio.screen.features(np.stack(images), np.stack(regions))
+    ratio, copies = _nearness(made, real, len(turns))
+    return {
+        "kid": _squared_mmd(made, real) if min(len(made), len(windows)) > 1 else None,
+        "nearest_real": ratio,
+        "copies": copies,
+        "boxes": {
+            name: {
+                "real": _box_quartiles(
+                    [mark.xyxy for image in sources.train for mark in image.annotations if mark.class_id == class_id]
+                ),
+                "synthetic": _box_quartiles(
+                    [_box(one["label_xyxy"]) for row in rows for one in row["placed"] if one["class_id"] == class_id]
+                ),
+            }
+            for class_id, name in enumerate(sources.class_names)
+        },
+        "refused": _refused(rows),
+    }
+
+
+def _turns(recipe: Recipe) -> list[tuple[int, bool]]:
+    """Quarter turns, and whether mirrored first, of the real defects that the recipe allows; upright first."""
+    quarters = (0, 1, 2, 3) if recipe.place.quarter_turns else (0, 2) if recipe.place.flip else (0,)
+    return [
+        (quarter, mirrored) for mirrored in ((False, True) if recipe.place.flip else (False,)) for quarter in quarters
+    ]
+
+
+def _turned(arrays: Sequence[np.ndarray], turns: Sequence[tuple[int, bool]]) -> np.ndarray:
+    """(N * T, H, W, ...): each of the N arrays in all turns."""
+    return np.stack(
+        [np.rot90(array[:, ::-1] if mirrored else array, quarter) for array in arrays for quarter, mirrored in turns]
+    )
+
+
+def _nearness(made: np.ndarray, real: np.ndarray, num_turns: int) -> tuple[float | None, float | None]:
+    if len(real) < 2 * num_turns:
+        return None, None
+    number = np.arange(len(real)) // num_turns
+    between = np.where(number[::num_turns, None] == number[None], np.inf, _distances(real[::num_turns], real))
+    typical = float(np.median(between.min(axis=1)))
+    nearest = _distances(made, real).min(axis=1) / max(typical, 1e-9)
+    return float(np.median(nearest)), float((nearest < COPY).mean())
+
+
+def _distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """(N, M): Euclidean distances."""
+    squared = (a**2).sum(axis=1)[:, None] + (b**2).sum(axis=1)[None] - 2 * a @ b.T
+    return np.sqrt(np.maximum(squared, 0))
+
+
+def _squared_mmd(a: np.ndarray, b: np.ndarray) -> float:
+    """Unbiased, so below 0 by chance where both are alike."""
+
+    def kernel(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+        cubed: np.ndarray = (x @ y.T / x.shape[1] + 1) ** 3
+        return cubed
+
+    def off_diagonal_mean(matrix: np.ndarray) -> float:
+        count = len(matrix)
+        return float((matrix.sum() - np.trace(matrix)) / (count * (count - 1)))
+
+    return off_diagonal_mean(kernel(a, a)) + off_diagonal_mean(kernel(b, b)) - 2 * float(kernel(a, b).mean())
+
+
+def _box(values: Sequence[float]) -> XYXY:
+    x1, y1, x2, y2 = values
+    return (x1, y1, x2, y2)
+
+
+def _box_quartiles(boxes: Sequence[XYXY]) -> dict[str, Any] | None:
+    if not boxes:
+        return None
+    sides = np.array([(x2 - x1, y2 - y1) for x1, y1, x2, y2 in boxes])
+    aspect = sides.max(axis=1) / np.maximum(sides.min(axis=1), 1)
+    return {
+        "count": len(boxes),
+        "longest_side_px": np.round(np.quantile(sides.max(axis=1), (0.25, 0.5, 0.75)), 1).tolist(),
+        "aspect": np.round(np.quantile(aspect, (0.25, 0.5, 0.75)), 2).tolist(),
+    }
+
+
+def _refused(rows: Sequence[Any]) -> dict[str, float]:
+    reasons = Counter(refused["reason"] for row in rows for refused in row["rejected"])
+    tried = sum(reasons.values()) + sum(len(row["placed"]) for row in rows)
+    return {reason: round(count / tried, 4) for reason, count in reasons.most_common()}
