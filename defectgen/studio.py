@@ -24,6 +24,7 @@ from defectgen.crops import Crop, clean_crops, defect_crops
 from defectgen.device import best_device
 from defectgen.errors import RunError
 from defectgen.images import sha256_file, write_bytes_atomic
+from defectgen.inpaint.golden import golden_windows
 from defectgen.inpaint.placement import Model
 from defectgen.recipe import Recipe
 from defectgen.records import Sources
@@ -156,8 +157,21 @@ def fit(recipe: Recipe, sources: Sources, folder: Path, *, progress: Progress) -
         seed=recipe.seed,
         progress=lambda done, total: progress("fit class check", done, total, ""),
     )
-    progress("clean twins", 0, 1, f"{len(crops)} real defects")
-    twins, twins_clean = clean_twins(pipeline, crops, seed=recipe.seed, clean_probability=screen.clean_probability)
+    photographed = golden_windows(
+        crops,
+        sources.train_clean,
+        window_px=window_px,
+        progress=lambda done, total: progress("clean twins among clean images", done, total, ""),
+    )
+    num_photographed = sum(twin is not None for twin in photographed)
+    progress("clean twins", 0, 1, f"of {len(crops)} real defects {num_photographed} are found on clean images")
+    twins, twins_clean = clean_twins(
+        pipeline,
+        crops,
+        photographed=photographed,
+        seed=recipe.seed,
+        clean_probability=screen.clean_probability,
+    )
     progress("clean twins", 1, 1, "")
     done = folder.with_name(folder.name + ".done")
     shutil.rmtree(done, ignore_errors=True)
@@ -172,6 +186,7 @@ def fit(recipe: Recipe, sources: Sources, folder: Path, *, progress: Progress) -
         "least_contrasts": least_contrasts(crops, twins, num_classes=num_classes, min_change=min_change),
         "screen": screen.save(done),
         "twins_clean": twins_clean,
+        "twins_photographed": num_photographed,
         "num_lines": sum(crop.line_slack_px is not None for crop in crops),
         "log": asdict(log),
         "version": __version__,

@@ -93,7 +93,7 @@ def test_progress_names_stages_in_order_and_ends_each(fitted: Any, tmp_path: Pat
     reports: list[tuple[str, int, int, str]] = []
     fit(fitted.recipe, fitted.sources, tmp_path / "generator", progress=lambda *report: reports.append(report))
     stages = list(dict.fromkeys(stage for stage, *_ in reports))
-    assert stages == ["fit generator", "fit class check", "clean twins"]
+    assert stages == ["fit generator", "fit class check", "clean twins among clean images", "clean twins"]
     for stage in stages:
         _, done, total, _ = [report for report in reports if report[0] == stage][-1]
         assert done == total > 0

@@ -1,8 +1,8 @@
 """Clean twins of real defects: what the product looks like without them, as the generator believes.
 
-Nobody photographs a part before and after its defect. The generator, asked for class *clean* within the region of a
-real defect, draws what would be there; placement compares clean images with it, and what differs from it shows how
-much margin the annotators leave around a visible defect.
+Few photograph a part before and after its defect. Where no clean image shows the place, the generator, asked for class
+*clean* within the region of a real defect, draws what would be there. Placement compares clean images with the twin,
+and what differs from it shows how much margin the annotators leave around a visible defect.
 """
 
 from __future__ import annotations
@@ -28,17 +28,23 @@ CleanCheck = Callable[[np.ndarray, np.ndarray, int], float]
 
 
 def clean_twins(
-    pipeline: DefectInpaintPipeline, crops: Sequence[Crop], *, seed: int, clean_probability: CleanCheck
+    pipeline: DefectInpaintPipeline,
+    crops: Sequence[Crop],
+    *,
+    photographed: Sequence[np.ndarray | None],
+    seed: int,
+    clean_probability: CleanCheck,
 ) -> tuple[np.ndarray, float]:
     """uint8 (N, H, W, 3): the window of each crop with its defect replaced by clean product; the share that pass.
 
-    The twin is the one that changes least among those that pass for clean, or the cleanest where none does.
+    The photographed twin where there is one. Else the one that changes least among those drawn that pass for clean, or
+    the cleanest where none does.
     """
     side = pipeline.config.window_px
     windows = [centre(crop.image, side) for crop in crops]
     regions = [region_of(centre(crop.mask, side), outlined=crop.outlined) for crop in crops]
-    twins = list(windows)
-    probabilities = np.full(len(crops), -1.0)
+    twins = [window if twin is None else twin for window, twin in zip(windows, photographed, strict=True)]
+    probabilities = np.array([-1.0 if twin is None else 1.0 for twin in photographed])
     for strength in STRENGTHS:
         left = [number for number in range(len(crops)) if probabilities[number] < CLEAN]
         drawn = _drawn(pipeline, windows, regions, left, strength=strength, seed=seed)

@@ -36,13 +36,19 @@ def pipeline() -> DefectInpaintPipeline:
     return DefectInpaintPipeline(unet, FlowMatchEulerDiscreteScheduler(shift=1.0), ("scratch", "pit"), 32)
 
 
+def twins_of(pipeline: Any, crops: Any, *, seed: int = 0, clean_probability: Any) -> tuple[np.ndarray, float]:
+    """Twins of which none is photographed."""
+    photographed = [None] * len(crops)
+    return clean_twins(pipeline, crops, photographed=photographed, seed=seed, clean_probability=clean_probability)
+
+
 def always(probability: float) -> Any:
     return lambda image, region, number: probability
 
 
 def test_defect_is_replaced_by_class_clean_and_its_surroundings_stay(toys: Any) -> None:
     crops, filler = toys.crops(BATCH // 2 + 2), Filler()
-    twins, passed = clean_twins(filler, crops, seed=0, clean_probability=always(1))
+    twins, passed = twins_of(filler, crops, seed=0, clean_probability=always(1))
     assert passed == 1
     assert twins.shape == (BATCH + 4, 32, 32, 3) and twins.dtype == np.uint8
     for crop, twin in zip(crops, twins, strict=True):
@@ -63,7 +69,9 @@ def test_twin_changes_least_among_those_that_pass_for_clean(toys: Any) -> None:
             return 0.9
         return 0.4 if strength == 0.88 else 0.1
 
-    twins, passed = clean_twins(Filler(), crops, seed=0, clean_probability=clean_probability)
+    twins, passed = clean_twins(
+        Filler(), crops, photographed=[None] * len(crops), seed=0, clean_probability=clean_probability
+    )
     assert passed == 0.75
     filled = [
         int(twin[region_of(centre(crop.mask, 32), outlined=False)][0, 0])
@@ -74,11 +82,32 @@ def test_twin_changes_least_among_those_that_pass_for_clean(toys: Any) -> None:
 
 def test_twin_does_not_depend_on_how_many_there_are(pipeline: DefectInpaintPipeline, toys: Any) -> None:
     crops = toys.crops(BATCH // 2 + 1)
-    together, _ = clean_twins(pipeline, crops, seed=3, clean_probability=always(0.1))
-    assert (clean_twins(pipeline, crops[:3], seed=3, clean_probability=always(0.1))[0] == together[:3]).all()
-    assert (clean_twins(pipeline, crops, seed=4, clean_probability=always(0.1))[0] != together).any()
+    together, _ = twins_of(pipeline, crops, seed=3, clean_probability=always(0.1))
+    assert (twins_of(pipeline, crops[:3], seed=3, clean_probability=always(0.1))[0] == together[:3]).all()
+    assert (twins_of(pipeline, crops, seed=4, clean_probability=always(0.1))[0] != together).any()
 
 
 def test_equal_crops_in_different_batches_get_noise_of_their_own(pipeline: DefectInpaintPipeline, toys: Any) -> None:
-    twins, _ = clean_twins(pipeline, [toys.crops(1)[0]] * (BATCH + 1), seed=0, clean_probability=always(1))
+    twins, _ = clean_twins(
+        pipeline,
+        [toys.crops(1)[0]] * (BATCH + 1),
+        photographed=[None] * (BATCH + 1),
+        seed=0,
+        clean_probability=always(1),
+    )
     assert len({twin.tobytes() for twin in twins}) == BATCH + 1
+
+
+def test_photographed_twins_are_taken_and_only_the_others_drawn(toys: Any) -> None:
+    crops = toys.crops(2)
+    photograph = np.full((32, 32, 3), 7, np.uint8)
+    asked: list[int] = []
+
+    def clean_probability(image: np.ndarray, region: np.ndarray, number: int) -> float:
+        asked.append(number)
+        return 0.2
+
+    photographed = [None, photograph, None, photograph]
+    twins, passed = clean_twins(Filler(), crops, photographed=photographed, seed=0, clean_probability=clean_probability)
+    assert (twins[1] == 7).all() and (twins[3] == 7).all() and passed == 0.5
+    assert set(asked) == {0, 2} and not (twins[0] == 7).all()
