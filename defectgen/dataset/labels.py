@@ -19,7 +19,7 @@ SMALL_PIECE = 0.08
 CUT_BORDER = 0.4
 # A composite fainter than this quantile of its class's real defects is no fair example of it.
 FAINT_QUANTILE = 0.1
-# Checked on DeepPCB, whose true clean twins are known: 8 to 11 px against 10 to 15; the median gave 1 to 9.
+# Of drawn twins. Checked on DeepPCB, whose true ones are known: 8 to 11 px against 10 to 15; the median gave 1 to 9.
 MARGIN_QUANTILE = 0.85
 
 
@@ -107,21 +107,32 @@ def visible_defect(crop: Crop, twin: np.ndarray, *, min_change: int) -> np.ndarr
     return visible_change(image, twin, min_change=max(2 * min_change, round(strongest / 2)))
 
 
-def annotators_margin(crops: Sequence[Crop], twins: np.ndarray, *, num_classes: int, min_change: int) -> list[float]:
+def annotators_margin(
+    crops: Sequence[Crop],
+    twins: np.ndarray,
+    *,
+    photographed: Sequence[bool],
+    num_classes: int,
+    min_change: int,
+) -> list[float]:
     """Per class, the image pixels annotators leave on each side of a visible defect.
 
-    Measured on the real box-annotated defects against their clean twins, over a class (over all where a class has
-    fewer than 5). A twin's errors look like more defect, never less: hence an upper quantile (MARGIN_QUANTILE). 0 where
-    annotations are outlines. In pixels, as annotators' slack was found to grow far less than in proportion: on DeepPCB
-    10 to 15 px in every class, which is 36 to 68 % of the visible side. Of thin lines: as found in their boxes.
+    Measured on the real box-annotated defects against their clean twins: the median over those of a class whose twins
+    are photographed; with fewer than 5 of these the upper quantile MARGIN_QUANTILE over all its twins (over all classes
+    where it has fewer than 5), as the errors of a drawn twin look like more defect, never less. Of thin lines the
+    median slack in their boxes. 0 where annotations are outlines. In pixels, as annotators' slack was found to grow far less
+    than in proportion: on DeepPCB 10 to 15 px in every class, which is 36 to 68 % of the visible side.
     """
     window_px = twins.shape[1]
+    exact: list[list[float]] = [[] for _ in range(num_classes)]
     margins_px: list[list[float]] = [[] for _ in range(num_classes)]
-    line_slacks: list[list[float]] = [[] for _ in range(num_classes)]
-    for crop, twin in zip(crops, twins, strict=True):
-        if crop.line_slack_px is not None and crop.class_id is not None:
-            line_slacks[crop.class_id].extend(crop.line_slack_px)
-        if crop.outlined or crop.class_id is None:
+    for crop, twin, is_photograph in zip(crops, twins, photographed, strict=True):
+        if crop.class_id is None:
+            continue
+        if crop.line_slack_px is not None:
+            # A line's faint end is missed as often as grain beside it is taken for more of it.
+            exact[crop.class_id].extend(crop.line_slack_px)
+        if crop.outlined:
             continue
         seen = mask_xyxy(visible_defect(crop, twin, min_change=min_change))
         asked = crop.window.to_window(crop.xyxy, window_px)
@@ -129,13 +140,15 @@ def annotators_margin(crops: Sequence[Crop], twins: np.ndarray, *, num_classes: 
             continue
         for low in (0, 1):
             slack = (asked[low + 2] - asked[low]) - (seen[low + 2] - seen[low])
-            margins_px[crop.class_id].append(slack / 2 * crop.window.side / window_px)
+            margin_px = slack / 2 * crop.window.side / window_px
+            margins_px[crop.class_id].append(margin_px)
+            if is_photograph:
+                exact[crop.class_id].append(margin_px)
     together = [margin for of_class in margins_px for margin in of_class]
     margins = []
-    for of_class, of_lines in zip(margins_px, line_slacks, strict=True):
-        if of_lines:
-            # A line's faint end is missed as often as grain beside it is taken for more of it.
-            margins.append(max(float(np.median(of_lines)), 0.0))
+    for of_class, measured in zip(margins_px, exact, strict=True):
+        if len(measured) >= 10 or (measured and not of_class):
+            margins.append(max(float(np.median(measured)), 0.0))
             continue
         of_class = of_class if len(of_class) >= 10 else together
         margins.append(max(float(np.quantile(of_class, MARGIN_QUANTILE)), 0.0) if of_class else 0.0)

@@ -192,9 +192,11 @@ def marked(class_id: int, visible_px: int, margin_px: int, *, side: int = 64, ou
     return Crop(image, image[..., 0], class_id, "part.png", 0, Window(300, 200, side), xyxy, outlined)
 
 
-def margins(crops: list[Crop], num_classes: int) -> list[float]:
+def margins(crops: list[Crop], num_classes: int, *, photographed: bool = False) -> list[float]:
     twins = np.full((len(crops), 64, 64, 3), 100, np.uint8)
-    return annotators_margin(crops, twins, num_classes=num_classes, min_change=14)
+    return annotators_margin(
+        crops, twins, photographed=[photographed] * len(crops), num_classes=num_classes, min_change=14
+    )
 
 
 def test_annotators_margin_of_a_fifth_of_the_side_is_recovered() -> None:
@@ -208,6 +210,14 @@ def test_annotators_margin_is_of_the_class_or_of_all_where_the_class_is_small() 
     of_0, of_1, of_2, of_3 = margins(crops, 4)
     assert (of_0, of_1) == pytest.approx((3, 8), abs=1)
     assert of_2 == of_3 == pytest.approx(8, abs=1)  # the upper quantile of all 16
+
+
+def test_annotators_margin_is_the_median_where_twins_are_photographed() -> None:
+    crops = [marked(0, 20, 2)] * 2 + [marked(0, 20, 4)] * 2 + [marked(0, 20, 10)] * 2
+    assert margins(crops, 1) == pytest.approx([10], abs=1)
+    assert margins(crops, 1, photographed=True) == pytest.approx([4], abs=1)
+    # Too few to go by.
+    assert margins(crops[2:], 1, photographed=True) == pytest.approx([10], abs=1)
 
 
 def test_annotators_margin_of_lines_is_the_median_slack_in_their_boxes() -> None:
