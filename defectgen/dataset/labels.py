@@ -120,8 +120,8 @@ def annotators_margin(
     Measured on the real box-annotated defects against their clean twins: the median over those of a class whose twins
     are photographed; with fewer than 5 of these the upper quantile MARGIN_QUANTILE over all its twins (over all classes
     where it has fewer than 5), as the errors of a drawn twin look like more defect, never less. Of thin lines the
-    median slack in their boxes. 0 where annotations are outlines. In pixels, as annotators' slack was found to grow far less
-    than in proportion: on DeepPCB 10 to 15 px in every class, which is 36 to 68 % of the visible side.
+    median slack in their boxes. 0 where annotations are outlines. In pixels, as annotators' slack was found to grow far
+    less than in proportion: on DeepPCB 10 to 15 px in every class, which is 36 to 68 % of the visible side.
     """
     window_px = twins.shape[1]
     exact: list[list[float]] = [[] for _ in range(num_classes)]
