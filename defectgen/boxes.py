@@ -112,11 +112,15 @@ def polygon_mask(polygon: Polygon, size_wh: tuple[int, int]) -> np.ndarray:
     return np.bitwise_xor.accumulate(flips, axis=1)[:, :width].astype(bool)
 
 
-def mask_outlines(mask: np.ndarray) -> tuple[Polygon, ...]:
-    """Outer outlines of the pieces of a bool mask along pixel borders, largest first; each has at least 3 corners."""
+def mask_outlines(mask: np.ndarray, *, holes: bool = False) -> tuple[Polygon, ...]:
+    """Outer outlines of the pieces of a bool mask along pixel borders, largest first; each has at least 3 corners.
+
+    With `holes` the outlines of these, too: filled together by the even-odd rule, they give the mask.
+    """
     # Doubled, so that a contour through pixel centres has one on either side of a line of single pixels.
     doubled = cv2.resize(np.pad(mask, 1).astype(np.uint8), None, fx=2, fy=2, interpolation=cv2.INTER_NEAREST)
-    contours, _ = cv2.findContours(doubled, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
+    mode = cv2.RETR_CCOMP if holes else cv2.RETR_EXTERNAL
+    contours, _ = cv2.findContours(doubled, mode, cv2.CHAIN_APPROX_SIMPLE)
     contours = sorted(contours, key=cv2.contourArea, reverse=True)
     height, width = mask.shape
     polygons = []

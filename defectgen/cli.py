@@ -296,7 +296,12 @@ def bench(
         folder = out if out is not None else Path("runs") / f"{recipe.name}-bench"
         chosen = _listed("--arms", arms, get_args(Arm))
         budgets = [int(k) for k in _listed("--k", ks, None) or []]
-        (chosen_profile,) = _listed("--profile", profile, ("small", "full")) or ["small"]
+        if profile not in ("small", "full"):
+            raise UsageError(f"--profile: must be small or full, got {profile!r}")
+        pinned = {override.partition("=")[0].removeprefix("train_yolo.") for override in overrides or []}
+        for field, option in (("arms", "--arms"), ("seeds", "--seeds"), ("data.per_class", "--k")):
+            if field in pinned:
+                raise UsageError(f"--set {field}: bench sets this itself; use {option}")
         from defectgen.bench.cells import run_bench
         from defectgen.bench.summary import bench_table, sentences
         from defectgen.run import available_cores
@@ -304,10 +309,11 @@ def bench(
         summary = run_bench(
             recipe,
             folder,
-            profile=cast(Any, chosen_profile),
+            profile=cast(Any, profile),
             num_seeds=seeds,
             ks=budgets or None,
             arms=cast(Any, chosen),
+            pinned=pinned,
             workers=workers or available_cores(),
             progress=_Printer(),
             overwrite=overwrite,

@@ -6,6 +6,7 @@ strong augmentation alone have no place to follow.
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable
 from dataclasses import replace
@@ -15,9 +16,9 @@ from typing import Any
 import cv2
 import numpy as np
 
-from defectgen.boxes import area, clip_xyxy, polygon_xyxy
+from defectgen.boxes import area, mask_outlines, mask_xyxy, polygon_xyxy
 from defectgen.copies import copied_in
-from defectgen.dataset.labels import label_box, measure
+from defectgen.dataset.labels import label_box
 from defectgen.images import read_rgb, sha256_file
 from defectgen.inpaint.backends import two_levels
 from defectgen.inpaint.placement import Turn, annotated_box
@@ -26,13 +27,15 @@ from defectgen.records import XYXY, Annotation, Composite, PlacedDefect, Polygon
 from defectgen.seeds import derive_seed, numpy_rng
 from defectgen.studio import Studio
 from defectgen.windows import Window
+from defectgen.yolo.tiles import clip_polygon
 
 # Without it, the import asks PyPI for a newer version.
 os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"
 import albumentations as A
 
-# An augmented image is drawn anew where less than this of a defect stays in it: what is left could not be labelled.
-LEFT_OF_DEFECT, MAX_DRAWS = 0.5, 20
+# A defect of which less than this share stays in an augmented image is not labelled, as in YOLO's own augmentation; an
+# image that keeps none is drawn anew, so often at most.
+LEFT_OF_DEFECT, MAX_DRAWS = 0.1, 50
 # What the grey of padding is in YOLO training.
 PADDING_GREY = 114
 
@@ -63,15 +66,17 @@ def compose_procedural(recipe: Recipe, sources: Sources, studio: Studio, row: di
     """
 
     def paint(image: np.ndarray, placed: dict[str, Any], number: int) -> tuple[np.ndarray, XYXY]:
-        class_id, asked = placed["class_id"], placed["asked_xyxy"]
-        margin_px = studio.margins[class_id] if recipe.labels.margin == "auto" else 0.0
+        asked = placed["asked_xyxy"]
+        margin_px = studio.margins[placed["class_id"]] if recipe.labels.margin == "auto" else 0.0
+        # What was asked for of an outlined defect has no margin around it.
+        outlined = studio.models[placed["placement"]["model"]].crop.outlined
         rng = numpy_rng(recipe.seed, "procedural", int(row["index"]), number)
-        after = _drawn(image, asked, margin_px, rng)
-        window = Window(0, 0, max(image.shape[:2]))
-        measured = measure(
-            after, image, window, min_change=recipe.labels.min_change, window_px=window.side, weak_change=None
-        )
-        return after, asked if measured is None else label_box(measured.xyxy, margin_px, image.shape[1::-1])
+        after, box = _drawn(image, asked, 0.0 if outlined else margin_px, rng, two_levels(image))
+        seen = mask_xyxy(_differs(after, image, box, recipe.labels.min_change))
+        if seen is None:
+            return after, asked
+        x, y = box[0], box[1]
+        return after, label_box((seen[0] + x, seen[1] + y, seen[2] + x, seen[3] + y), margin_px, image.shape[1::-1])
 
     return _painted(recipe, sources, row, paint, backend="procedural")
 
@@ -85,15 +90,26 @@ def compose_augmented(recipe: Recipe, sources: Sources, index: int) -> Composite
     transform.set_random_seed(derive_seed(recipe.seed, "augmented image", index) % 2**32)
     image, kept = pixels, real.annotations
     outlines = [mark.polygon or _corners(mark.xyxy) for mark in real.annotations]
+    # Albumentations counts from pixel centres, boxes from pixel borders.
+    points = np.array([point for outline in outlines for point in outline], np.float32) - 0.5
     for _ in range(MAX_DRAWS):
-        points = [point for outline in outlines for point in outline]
-        out = transform(image=pixels, keypoints=np.asarray(points, np.float32))
-        moved = _marks(real.annotations, outlines, out["keypoints"], out["image"].shape[1::-1])
-        if moved is not None:
-            image, kept = out["image"], moved
+        out = transform(image=pixels, keypoints=points)
+        moved = _marks(real.annotations, outlines, out["keypoints"] + 0.5, out["image"].shape[1::-1])
+        if moved:
+            image, kept = _as_the_camera(out["image"], pixels), moved
             break
     base = replace(real, size_wh=(image.shape[1], image.shape[0]))
     return Composite(index, image, np.zeros(image.shape[:2], np.uint8), base, sha256_file(real.path), kept, (), ())
+
+
+def _as_the_camera(image: np.ndarray, real: np.ndarray) -> np.ndarray:
+    """`image` grey where `real` is grey, binary where that is binarised: anything else no camera would show."""
+    levels = two_levels(real)
+    if levels is not None:
+        return np.where(image.mean(axis=2, keepdims=True) < np.mean(levels), *levels).astype(np.uint8)
+    if (real == real[..., :1]).all():
+        return np.repeat(np.round(image.mean(axis=2, keepdims=True)).astype(np.uint8), 3, axis=2)
+    return image
 
 
 def _painted(recipe: Recipe, sources: Sources, row: dict[str, Any], paint: _Painter, *, backend: str) -> Composite:
@@ -107,9 +123,12 @@ def _painted(recipe: Recipe, sources: Sources, row: dict[str, Any], paint: _Pain
     for number, placed in enumerate(row["placed"]):
         before = image
         image, box = paint(before, placed, number)
-        mask[np.any(image != before, axis=2)] = placed["class_id"] + 1
+        x1, y1, x2, y2 = whole = (int(box[0]), int(box[1]), math.ceil(box[2]), math.ceil(box[3]))
+        changed = _differs(image, before, whole, recipe.labels.min_change)
+        mask[y1:y2, x1:x2][changed] = placed["class_id"] + 1
+        outlines = tuple(tuple((x + x1, y + y1) for x, y in outline) for outline in mask_outlines(changed))
         placement = placed["placement"] | {"backend": backend}
-        painted.append(PlacedDefect(placed["class_id"], box, box, (_corners(box),), box, placement))
+        painted.append(PlacedDefect(placed["class_id"], box, box, outlines or (_corners(box),), box, placement))
     return Composite(int(row["index"]), image, mask, base, sha256_file(base.path), base.annotations, tuple(painted), ())
 
 
@@ -118,30 +137,43 @@ def _corners(box: XYXY) -> Polygon:
     return ((x1, y1), (x2, y1), (x2, y2), (x1, y2))
 
 
-def _drawn(image: np.ndarray, asked: XYXY, margin_px: float, rng: np.random.Generator) -> np.ndarray:
-    """`image` with a drawn defect in the box asked for, less the annotators' margin."""
+def _differs(after: np.ndarray, before: np.ndarray, box: tuple[int, int, int, int], min_change: int) -> np.ndarray:
+    """bool (H, W) of the box: where the images differ visibly."""
+    x1, y1, x2, y2 = box
+    change: np.ndarray = cv2.absdiff(after[y1:y2, x1:x2], before[y1:y2, x1:x2]).max(axis=2) >= min_change
+    return change
+
+
+def _drawn(
+    image: np.ndarray, asked: XYXY, margin_px: float, rng: np.random.Generator, levels: tuple[int, int] | None
+) -> tuple[np.ndarray, tuple[int, int, int, int]]:
+    """`image` with a drawn defect in the box asked for, less `margin_px`; and the box of pixels drawn in.
+
+    `levels`: the two of a binarised image.
+    """
     height, width = image.shape[:2]
     x1, y1, x2, y2 = asked
     wide, high = (min(margin_px, (length - 3) / 2) if length > 3 else 0.0 for length in (x2 - x1, y2 - y1))
     left, top = max(int(x1 + wide), 0), max(int(y1 + high), 0)
     right, bottom = min(int(np.ceil(x2 - wide)), width), min(int(np.ceil(y2 - high)), height)
-    size_wh = (max(right - left, 1), max(bottom - top, 1))
-    shape = (_scratch if rng.random() < 0.5 else _blot)(size_wh, rng)
-    weight = np.zeros((height, width), np.float32)
-    weight[top : top + size_wh[1], left : left + size_wh[0]] = shape[: height - top, : width - left]
-    weight = (rng.uniform(0.7, 1.0) * weight)[..., None]
-    around = image[top : top + size_wh[1], left : left + size_wh[0]].astype(np.float32).mean(axis=(0, 1))
-    levels = two_levels(image)
+    right, bottom = max(right, left + 1), max(bottom, top + 1)
+    shape = (_scratch if rng.random() < 0.5 else _blot)((right - left, bottom - top), rng)
+    weight = (rng.uniform(0.7, 1.0) * shape)[..., None]
+    place = np.s_[top:bottom, left:right]
+    here = image[place].astype(np.float32)
+    around = here.mean(axis=(0, 1))
+    out = image.copy()
     if levels is not None:
         other = levels[1] if around.mean() < np.mean(levels) else levels[0]
-        return np.where(weight > 0.35, np.uint8(other), image)
+        out[place] = np.where(weight > 0.35, np.uint8(other), image[place])
+        return out, (left, top, right, bottom)
     # Away from the nearer end of the scale, so that it shows.
     sign = rng.choice([-1.0, 1.0]) if 80 < around.mean() < 175 else (1.0 if around.mean() <= 80 else -1.0)
-    is_grey = bool((image == image[..., :1]).all())
-    tint = 0.0 if is_grey else rng.normal(0, 12, 3)
-    grain = cv2.GaussianBlur(rng.normal(0, 1, (height, width)).astype(np.float32), (0, 0), 1.0)[..., None]
+    tint = 0.0 if (here == here[..., :1]).all() else rng.normal(0, 12, 3)
+    grain = cv2.GaussianBlur(rng.normal(0, 1, here.shape[:2]).astype(np.float32), (0, 0), 1.0)[..., None]
     paint = around + sign * rng.uniform(50, 130) + tint + 20 * grain
-    return np.clip(np.round(image * (1 - weight) + paint * weight), 0, 255).astype(np.uint8)
+    out[place] = np.clip(np.round(here * (1 - weight) + paint * weight), 0, 255).astype(np.uint8)
+    return out, (left, top, right, bottom)
 
 
 def _scratch(size_wh: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
@@ -198,18 +230,18 @@ def _strong(flip: bool, quarter_turns: bool) -> A.Compose:
 
 def _marks(
     marks: tuple[Annotation, ...], outlines: list[Polygon], points: np.ndarray, size_wh: tuple[int, int]
-) -> tuple[Annotation, ...] | None:
-    """The annotations at their moved points; None where too little of one is left in the image."""
+) -> tuple[Annotation, ...]:
+    """The annotations at their moved points, clipped to the image; without those of which too little is left in it."""
     moved = []
     first = 0
     for mark, outline in zip(marks, outlines, strict=True):
-        own: Polygon = tuple((float(x), float(y)) for x, y in points[first : first + len(outline)])
+        whole: Polygon = tuple((float(x), float(y)) for x, y in points[first : first + len(outline)])
         first += len(outline)
-        whole = polygon_xyxy(own)
-        box = clip_xyxy(whole, size_wh)
-        if area(box) < LEFT_OF_DEFECT * area(whole) or min(box[2] - box[0], box[3] - box[1]) < 1:
-            return None
-        width, height = size_wh
-        clipped = tuple((min(max(x, 0.0), width), min(max(y, 0.0), height)) for x, y in own)
-        moved.append(Annotation(mark.class_id, box, clipped if mark.polygon is not None else None))
+        left = clip_polygon(whole, (0.0, 0.0, float(size_wh[0]), float(size_wh[1])))
+        if not left:
+            continue
+        box = polygon_xyxy(left)
+        if area(box) < LEFT_OF_DEFECT * area(polygon_xyxy(whole)) or min(box[2] - box[0], box[3] - box[1]) < 1:
+            continue
+        moved.append(Annotation(mark.class_id, box, left if mark.polygon is not None else None))
     return tuple(moved)

@@ -47,7 +47,7 @@ def copied_in(
     )
 
 
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=64)
 def _real_defect(real: LabelledImage, annotation: int, window: Window) -> tuple[np.ndarray, np.ndarray]:
     """Pixels (S, S, 3) and mask (S, S), both uint8, of a real defect and what surrounds its window, for rotations."""
     pad = window.side // 4

@@ -129,12 +129,11 @@ def clean_crops(
 def annotation_mask(annotation: Annotation, size_wh: tuple[int, int]) -> np.ndarray:
     """uint8 (H, W), 255 within the annotation's polygon or the line in its box; within the box where it has neither."""
     mask = np.zeros((size_wh[1], size_wh[0]), np.uint8)
-    outlines = _outlines(annotation)
-    for outline in outlines:
-        # Sub-pixel corners: thin cracks lose their width to whole pixels.
-        points = np.round((np.asarray(outline) - 0.5) * 16).astype(np.int32)
-        cv2.fillPoly(mask, [points], 255, shift=4)
-    if not outlines:
+    # Sub-pixel corners: thin cracks lose their width to whole pixels.
+    outlines = [np.round((np.asarray(outline) - 0.5) * 16).astype(np.int32) for outline in _outlines(annotation)]
+    if outlines:
+        cv2.fillPoly(mask, outlines, 255, shift=4)
+    else:
         x1, y1, x2, y2 = (round(value) for value in annotation.xyxy)
         mask[y1 : max(y2, y1 + 1), x1 : max(x2, x1 + 1)] = 255
     return mask

@@ -20,7 +20,8 @@ class Annotation:
         class_id: index into the data set's class names.
         xyxy: box in pixels, edges at pixel borders (x2 - x1 is the width), inside the image.
         polygon: outline in pixels where the annotation has one, else None.
-        line: outlines in pixels of the thin line that a box was found to hold (see `defectgen.data.lines`).
+        line: outlines in pixels, filled by the even-odd rule, of the thin line that a box was found to hold (see
+            `defectgen.data.lines`).
     """
 
     class_id: int

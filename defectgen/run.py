@@ -263,24 +263,30 @@ def _control_set(arm: str, recipe: Recipe, sources: Sources, out: Path, *, progr
     """A control arm's data set; but for augmented real images, at the placements of `out`/dataset."""
     name = f"{arm.removeprefix('real+')}-set"
     folder, partial = out / "yolo" / name, out / "yolo" / f"{name}.partial"
-    if folder.exists():
-        return folder
-    partial.mkdir(parents=True, exist_ok=True)
     make: Callable[[int], Composite]
+    fingerprint = fit_fingerprint(recipe, sources)
     if arm == "real+aug":
-        num_images, fingerprint = recipe.synth.num_images, fit_fingerprint(recipe, sources)
+        num_images = recipe.synth.num_images
 
         def make(index: int) -> Composite:
             return compose_augmented(recipe, sources, index)
     else:
-        studio = load_studio(recipe, sources, out / "generator")
+        studio = load_studio(recipe, sources, out / "generator", fingerprint=fingerprint)
         rows = read_manifest(out / "dataset" / MANIFEST_NAME).rows
-        num_images, fingerprint = len(rows), studio.fingerprint
+        num_images = len(rows)
         compose_again = compose_procedural if arm == "real+procedural" else compose_copy_paste
 
         def make(index: int) -> Composite:
             return compose_again(recipe, sources, studio, dict(rows[index]))
 
+    if folder.exists():
+        made = read_manifest(folder / MANIFEST_NAME).header
+        is_of = (made["generator_fingerprint"], made["num_images"], made["task"])
+        if is_of == (fingerprint, num_images, task_of(recipe)):
+            return folder
+    for stale in (folder, partial):
+        shutil.rmtree(stale, ignore_errors=True)
+    partial.mkdir(parents=True)
     for index in range(num_images):
         _write(make(index), partial, recipe, sources, task_of(recipe))
         progress(arm.removeprefix("real+"), index + 1, num_images, "")

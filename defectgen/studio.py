@@ -76,7 +76,7 @@ def fit_fingerprint(recipe: Recipe, sources: Sources) -> str:
     from defectgen.diffusion.unet import CONTEXT_CHANNELS, SAMPLE_CHANNELS
 
     files = [
-        [image.name, sha256_file(image.path), [[a.class_id, a.xyxy, a.polygon, a.line] for a in image.annotations]]
+        [image.name, sha256_file(image.path), [[a.class_id, a.xyxy, a.polygon] for a in image.annotations]]
         for image in (*sources.train, *sources.train_clean)
     ]
     facts = {

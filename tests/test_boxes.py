@@ -10,6 +10,7 @@ from defectgen.boxes import (
     clip_xyxy,
     expand_xyxy,
     iou_xyxy,
+    mask_outlines,
     mask_xyxy,
     polygon_mask,
     polygon_xyxy,
@@ -126,3 +127,16 @@ def test_box_of_a_convex_polygons_mask_is_within_a_pixel_of_its_corners(num_corn
     perimeter = np.linalg.norm(corners - next_corners, axis=1).sum()
     # Pixels in doubt lie within half a diagonal of the outline.
     assert abs(mask.sum() - shoelace) <= perimeter * np.sqrt(2) + 4
+
+
+def test_outlines_with_their_holes_give_the_mask_back() -> None:
+    mask = np.zeros((30, 40), bool)
+    mask[4:20, 5:30] = True
+    mask[8:12, 10:20] = False
+    mask[15, 25] = False
+    mask[24:28, 33:38] = True
+    filled = np.zeros_like(mask)
+    for outline in mask_outlines(mask, holes=True):
+        filled ^= polygon_mask(outline, (40, 30))
+    assert (filled == mask).all()
+    assert len(mask_outlines(mask)) == 2

@@ -92,7 +92,7 @@ def test_bench_judges_every_arm_over_two_draws_and_goes_on_where_it_stopped(tmp_
     command = ("bench", QUICKSTART, *changes, "--seeds", 2, "--k", "2", "--arms", ",".join(arms), "--json")
     measured = program(*command, cwd=tmp_path)
     assert measured.returncode == 0, measured.stderr
-    folder = tmp_path / "runs/quickstart-bench"
+    folder = tmp_path / "runs/quickstart-bench/small"
     summary = json.loads(measured.stdout)
     assert summary == json.loads((folder / "bench.json").read_text())
     (of_k,) = summary["k"].values()

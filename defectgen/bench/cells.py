@@ -9,7 +9,8 @@ OUT/*.png         plots
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -18,7 +19,7 @@ from defectgen import __version__
 from defectgen.bench.diagnostics import diagnose
 from defectgen.bench.plots import write_plots
 from defectgen.bench.summary import summarise
-from defectgen.data.load import load_sources
+from defectgen.data.load import load_sources, require_usable
 from defectgen.errors import RunError
 from defectgen.images import write_bytes_atomic
 from defectgen.recipe import DEFAULT_ARMS, Arm, Recipe
@@ -55,51 +56,99 @@ def run_bench(
     num_seeds: int | None = None,
     ks: Sequence[int] | None = None,
     arms: Sequence[Arm] | None = None,
+    pinned: Collection[str] = (),
     workers: int,
     progress: Progress,
     overwrite: bool = False,
 ) -> dict[str, Any]:
-    """Every cell of the bench, and their summary. What is done is kept, so that a stopped bench goes on.
+    """Every cell of the bench, and the summary of all that `out` holds of this profile.
 
-    All cells share one test set; each seed draws other real images, and with them everything else.
+    What is done is kept, so that a stopped bench goes on. All cells share one test set; each seed draws other real
+    images, and with them everything else.
+
+    Args:
+        pinned: fields of train_yolo that the user set for this run, which the profile then leaves alone.
 
     Raises:
-        RunError: `out` holds a bench of another recipe, and `overwrite` is false; a run failed.
+        RunError: a class has fewer real defects than K, or two seeds draw the same images; `out` holds a bench of
+            another recipe, and `overwrite` is false; a run failed.
     """
     plan = PROFILES[profile]
     ks, count = tuple(dict.fromkeys(ks or plan.ks)), num_seeds or plan.num_seeds
-    settings = plan.train_yolo | {"arms": list(dict.fromkeys(arms or plan.arms)), "seeds": [0]}
+    settings = {name: value for name, value in plan.train_yolo.items() if name not in pinned}
+    settings |= {"arms": list(dict.fromkeys(arms or plan.arms)), "seeds": [0]}
     recipe = _with_fixed_split(recipe, out)
-    seeds = range(recipe.seed, recipe.seed + count)
-    rows: list[dict[str, Any]] = []
+    cells = {
+        (k, seed): cell_recipe(recipe, k, seed, settings)
+        for k in ks
+        for seed in range(recipe.seed, recipe.seed + count)
+    }
+    defects = _check_budgets(cells, out)
+    folder = out / profile
+    table = folder / "bench.jsonl"
+    rows = _other_rows(table, cells)
     curves: list[dict[str, Any]] = []
     diagnostics: list[dict[str, Any]] = []
     results: dict[str, Any] = {}
-    for k in ks:
-        for seed in seeds:
-            name = f"K {k}, seed {seed}"
-            cell = cell_recipe(recipe, k, seed, settings)
+    for (k, seed), cell in cells.items():
+        name = f"K {k}, seed {seed}"
 
-            def report(stage: str, done: int, total: int, note: str, name: str = name) -> None:
-                progress(f"{name}: {stage}", done, total, note)
+        def report(stage: str, done: int, total: int, note: str, name: str = name) -> None:
+            progress(f"{name}: {stage}", done, total, note)
 
-            folder = out / f"k{k}" / f"seed{seed}"
-            results = run_train_yolo(cell, folder, workers=workers, progress=report, overwrite=overwrite)
-            of_cell = cell_rows(results, recipe=recipe.name, profile=profile, k=k, seed=seed)
-            rows += of_cell
-            if OWN_ARM in results["arms"]:
-                diagnostics.append({"k": k, "seed": seed, **_diagnostics(cell, folder)})
-            for row in of_cell:
-                run = results["arms"][row["arm"]]["seeds"][0]
-                curves.append({"k": k, "seed": seed, "arm": row["arm"], **run["metrics"]["curves"]})
-                done = f"{row['arm']}: mAP50 {100 * row['map50']:.1f}, mAP50-95 {100 * row['map5095']:.1f}"
-                progress(f"{name}", 0, 0, done)
-            lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-            write_bytes_atomic(out / "bench.jsonl", lines.encode())
+        run = folder / f"k{k}" / f"seed{seed}"
+        results = run_train_yolo(cell, run, workers=workers, progress=report, overwrite=overwrite)
+        of_cell = cell_rows(results, recipe=recipe.name, profile=profile, k=k, seed=seed)
+        rows += [row | {"defects": defects[k, seed]} for row in of_cell]
+        if OWN_ARM in results["arms"]:
+            diagnostics.append({"k": k, "seed": seed, **_diagnostics(cell, run)})
+        for row in of_cell:
+            metrics = results["arms"][row["arm"]]["seeds"][0]["metrics"]
+            curves.append({"k": k, "seed": seed, "arm": row["arm"], **metrics["curves"]})
+            figures = f"mAP50 {100 * row['map50']:.1f}, mAP50-95 {100 * row['map5095']:.1f}"
+            progress(f"{name}, {row['arm']}", 0, 0, figures)
+        rows.sort(key=lambda row: (row["k"], row["seed"]))
+        write_bytes_atomic(table, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode())
     summary = summarise(rows, num_test_images=results["test_images"]) | {"diagnostics": diagnostics}
-    write_bytes_atomic(out / "bench.json", (json.dumps(summary, indent=1, ensure_ascii=False) + "\n").encode())
-    write_plots(rows, curves, out)
+    write_bytes_atomic(folder / "bench.json", (json.dumps(summary, indent=1, ensure_ascii=False) + "\n").encode())
+    write_plots(rows, curves, folder)
     return summary
+
+
+def _check_budgets(cells: dict[tuple[int, int], Recipe], out: Path) -> dict[tuple[int, int], dict[str, int]]:
+    """Real defects per class of each cell: whole images are drawn, so that common classes may have more than K.
+
+    Raises:
+        RunError: a class has fewer than K, or two seeds draw the same images: their spread would not be that of draws.
+    """
+    defects: dict[tuple[int, int], dict[str, int]] = {}
+    drawn: dict[tuple[int, tuple[str, ...]], int] = {}
+    for (k, seed), cell in cells.items():
+        sources = load_sources(cell, out / "demo")
+        require_usable(sources)
+        counts = Counter(mark.class_id for image in sources.train for mark in image.annotations)
+        defects[k, seed] = {name: counts[class_id] for class_id, name in enumerate(sources.class_names)}
+        name, fewest = min(defects[k, seed].items(), key=lambda item: item[1])
+        if fewest < k:
+            raise RunError(f"bench: class {name!r} has {fewest} real defects for training, not K = {k}; lower --k")
+        other = drawn.setdefault((k, tuple(image.name for image in sources.train)), seed)
+        if other != seed:
+            raise RunError(
+                f"bench: seeds {other} and {seed} draw the same {len(sources.train)} real images at K = {k}; "
+                "lower --k, or mark more defects"
+            )
+    return defects
+
+
+def _other_rows(table: Path, cells: Collection[tuple[int, int]]) -> list[dict[str, Any]]:
+    """The rows on disk that are not of `cells`."""
+    if not table.exists():
+        return []
+    try:
+        rows = [json.loads(line) for line in table.read_text(encoding="utf-8").splitlines()]
+        return [row for row in rows if (row["k"], row["seed"]) not in cells]
+    except (ValueError, KeyError, TypeError) as error:
+        raise RunError(f"{table}: is damaged ({error}); delete it: what is done is read again from its runs") from None
 
 
 def cell_recipe(recipe: Recipe, k: int, seed: int, train_yolo: dict[str, Any]) -> Recipe:
@@ -149,11 +198,15 @@ def _with_fixed_split(recipe: Recipe, out: Path) -> Recipe:
     data = recipe.data
     if data.demo is not None or data.test_images is not None or data.test_groups:
         return recipe
-    sources = load_sources(recipe, out / "demo")
-    groups = sorted({image.group for image in (*sources.test, *sources.test_clean)})
-    if not groups:
+    # Without what has a folder of its own, and with it groups that are in no training folder.
+    alone = recipe.model_copy(update={"data": data.model_copy(update={"test_clean": None})})
+    sources = load_sources(alone, out / "demo")
+    groups = {image.group for image in sources.test}
+    if data.test_clean is None:
+        groups |= {image.group for image in sources.test_clean}
+    if not sources.test:
         raise RunError(
             "bench: no group of parts is held out to judge detectors by; name data.test_images or data.test_groups, or "
             "raise data.test_fraction"
         )
-    return recipe.model_copy(update={"data": data.model_copy(update={"test_groups": groups})})
+    return recipe.model_copy(update={"data": data.model_copy(update={"test_groups": sorted(groups)})})

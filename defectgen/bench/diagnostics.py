@@ -48,7 +48,10 @@ def diagnose(recipe: Recipe, sources: Sources, studio: Studio, dataset: Path) ->
         image = read_rgb(dataset / row["image"])
         for placed in row["placed"]:
             window = Window(*placed["placement"]["window"])
-            x1, y1, x2, y2 = window.to_window(_box(placed["changed_xyxy"]), window_px)
+            # With the annotators' margin where the real box has it: the region is seen, too.
+            outlined = studio.models[placed["placement"]["model"]].crop.outlined
+            box = _box(placed["changed_xyxy" if outlined else "label_xyxy"])
+            x1, y1, x2, y2 = window.to_window(box, window_px)
             mask = np.zeros((window_px, window_px), np.uint8)
             mask[max(int(y1), 0) : int(np.ceil(y2)), max(int(x1), 0) : int(np.ceil(x2))] = 255
             images.append(window_view(image, window, window_px))
@@ -58,7 +61,7 @@ def diagnose(recipe: Recipe, sources: Sources, studio: Studio, dataset: Path) ->
     made = studio.screen.features(np.stack(images), np.stack(regions))
     ratio, copies = _nearness(made, real, len(turns))
     return {
-        "kid": _squared_mmd(made, real) if min(len(made), len(windows)) > 1 else None,
+        "kid": _squared_mmd(made, real, len(turns)) if min(len(made), len(windows)) > 1 else None,
         "nearest_real": ratio,
         "copies": copies,
         "boxes": {
@@ -107,18 +110,19 @@ def _distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return np.sqrt(np.maximum(squared, 0))
 
 
-def _squared_mmd(a: np.ndarray, b: np.ndarray) -> float:
-    """Unbiased, so below 0 by chance where both are alike."""
+def _squared_mmd(made: np.ndarray, real: np.ndarray, num_turns: int) -> float:
+    """Unbiased, so below 0 by chance where both are alike: turns of a real window are not compared with each other."""
 
     def kernel(x: np.ndarray, y: np.ndarray) -> np.ndarray:
         cubed: np.ndarray = (x @ y.T / x.shape[1] + 1) ** 3
         return cubed
 
-    def off_diagonal_mean(matrix: np.ndarray) -> float:
-        count = len(matrix)
-        return float((matrix.sum() - np.trace(matrix)) / (count * (count - 1)))
+    def mean_of_others(matrix: np.ndarray, block: int) -> float:
+        number = np.arange(len(matrix)) // block
+        return float(matrix[number[:, None] != number[None]].mean())
 
-    return off_diagonal_mean(kernel(a, a)) + off_diagonal_mean(kernel(b, b)) - 2 * float(kernel(a, b).mean())
+    within = mean_of_others(kernel(made, made), 1) + mean_of_others(kernel(real, real), num_turns)
+    return within - 2 * float(kernel(made, real).mean())
 
 
 def _box(values: Sequence[float]) -> XYXY:

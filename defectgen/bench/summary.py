@@ -67,8 +67,8 @@ def worth(real: dict[int, float], own: dict[int, float]) -> dict[int, dict[str, 
             continue
         for low, high in pairwise(above):
             if real[high] >= score:
-                share = (score - real[low]) / (real[high] - real[low]) if real[high] > real[low] else 1.0
-                found[k] = {"defects": low + max(share, 0.0) * (high - low) - k, "at_least": False}
+                share = (score - real[low]) / (real[high] - real[low])
+                found[k] = {"defects": low + share * (high - low) - k, "at_least": False}
                 break
         else:
             found[k] = {"defects": float(above[-1] - k), "at_least": True}
@@ -108,7 +108,7 @@ def sentences(summary: dict[str, Any]) -> list[str]:
             lines.append(f"K = {k}: no verdict; it takes {OWN_ARM}, another arm and two seeds.")
             continue
         line = f"K = {k}: {of_k['verdict']['sentence']}"
-        if of_k["worth"]:
+        if of_k["worth"] and of_k["verdict"]["finding"] == "helps":
             more = "more than " if of_k["worth"]["at_least"] else "about "
             line += f" Worth {more}{of_k['worth']['defects']:.0f} more real defects per class."
         lines.append(line)

@@ -108,10 +108,13 @@ def _boxes(images: Sequence[LabelledImage]) -> Iterator[_Box]:
             scale = min(1.0, LARGEST_PX / sides[index])
             own = np.zeros(grey.shape, np.uint8)
             _fill(own, mark)
+            high, wide = grey[area].shape
+            size_wh = (max(round(wide * scale), 1), max(round(high * scale), 1))
             shown, others, inside = (
-                cv2.resize(array[area], None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
-                for array in (grey, marked, own)
+                cv2.resize(array[area], size_wh, interpolation=cv2.INTER_AREA) for array in (grey, marked, own)
             )
+            if not (inside >= 128).any():
+                continue
             responses = _responses(shown)
             outside = others == 0
             product = responses[:, outside] if outside.any() else responses.reshape(2, -1)
@@ -160,7 +163,8 @@ def _line(box: _Box, starts: float, goes_on: float) -> tuple[tuple[tuple[float, 
         return None
     left, top = box.corner_xy
     return tuple(
-        tuple((left + x / box.scale, top + y / box.scale) for x, y in polygon) for polygon in mask_outlines(mask)
+        tuple((left + x / box.scale, top + y / box.scale) for x, y in polygon)
+        for polygon in mask_outlines(mask, holes=True)
     )
 
 

@@ -125,13 +125,14 @@ def annotators_margin(
     """
     window_px = twins.shape[1]
     exact: list[list[float]] = [[] for _ in range(num_classes)]
+    line_slacks: list[list[float]] = [[] for _ in range(num_classes)]
     margins_px: list[list[float]] = [[] for _ in range(num_classes)]
     for crop, twin, is_photograph in zip(crops, twins, photographed, strict=True):
         if crop.class_id is None:
             continue
         if crop.line_slack_px is not None:
             # A line's faint end is missed as often as grain beside it is taken for more of it.
-            exact[crop.class_id].extend(crop.line_slack_px)
+            line_slacks[crop.class_id].extend(crop.line_slack_px)
         if crop.outlined:
             continue
         seen = mask_xyxy(visible_defect(crop, twin, min_change=min_change))
@@ -146,9 +147,9 @@ def annotators_margin(
                 exact[crop.class_id].append(margin_px)
     together = [margin for of_class in margins_px for margin in of_class]
     margins = []
-    for of_class, measured in zip(margins_px, exact, strict=True):
-        if len(measured) >= 10 or (measured and not of_class):
-            margins.append(max(float(np.median(measured)), 0.0))
+    for of_class, of_photographs, of_lines in zip(margins_px, exact, line_slacks, strict=True):
+        if of_lines or len(of_photographs) >= 10:
+            margins.append(max(float(np.median(of_lines or of_photographs)), 0.0))
             continue
         of_class = of_class if len(of_class) >= 10 else together
         margins.append(max(float(np.quantile(of_class, MARGIN_QUANTILE)), 0.0) if of_class else 0.0)

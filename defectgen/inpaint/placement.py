@@ -227,7 +227,9 @@ def annotated_box(model: Model, turn: Turn, window: Window, size_wh: tuple[int, 
         window_px = model.twin.shape[0]
         box = _outline_box(centre(turn.apply(own_mask(model.crop, window_px)), window_px))
         assert box is not None, "it was placed, so it has an outline"
-        x1, y1, x2, y2 = (value / window_px for value in box)
+        # Of a line the mask is the line: its box has the annotators' slack around it.
+        slack = float(np.mean(model.crop.line_slack_px or (0.0,))) / model.crop.window.side
+        x1, y1, x2, y2 = (value / window_px + sign * slack for value, sign in zip(box, (-1, -1, 1, 1), strict=True))
     side = window.side
     return _clipped((window.x + x1 * side, window.y + y1 * side, window.x + x2 * side, window.y + y2 * side), size_wh)
 

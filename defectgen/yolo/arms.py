@@ -137,7 +137,7 @@ def plan_arms(*, config: TrainYolo, sources: Sources, synthetic: dict[str, Path]
             missing for a -seg model, or a test image that is a training image.
     """
     segment = is_segment(config.model)
-    _check_sources(sources, segment=segment)
+    _check_sources(sources, segment=segment, arms=config.arms)
     real, background = _split(_samples(sources.train, "real", config.tile_px))
     if not real:
         raise DataError("train-yolo: the real training images carry no label; check data.train_labels")
@@ -243,7 +243,7 @@ def _split(samples: Iterable[Sample]) -> tuple[list[Sample], list[Sample]]:
     return defective, background
 
 
-def _check_sources(sources: Sources, *, segment: bool) -> None:
+def _check_sources(sources: Sources, *, segment: bool, arms: Sequence[str]) -> None:
     if not sources.train:
         raise DataError(
             "train-yolo: no real defective training image; check data.train_images, data.max_images and data.per_class"
@@ -255,7 +255,7 @@ def _check_sources(sources: Sources, *, segment: bool) -> None:
         )
     if not segment:
         return
-    for image in (*sources.train, *sources.test):
+    for image in (*(sources.train_pool if "full-real" in arms else sources.train), *sources.test):
         if any(annotation.polygon is None for annotation in image.annotations):
             raise DataError(
                 f"{image.path}: has boxes without an outline, which a -seg model cannot learn from; "

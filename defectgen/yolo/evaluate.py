@@ -133,7 +133,10 @@ def evaluate(
     per_class = _per_class(metrics, class_names, counts, segment=task == "segment")
     curves = {
         "precision_over_recall": [[x, float(np.interp(x, metrics.box.px, precisions))] for x in recalls.tolist()],
-        "recall_over_false_alarms": [[level, recall[0]] for level, recall in found.items() if recall],
+        # With fewer clean images than one alarm takes, a level would mean none at all.
+        "recall_over_false_alarms": [
+            [level, recall[0]] for level, recall in found.items() if recall and level * num_clean_images >= 1
+        ],
     }
     return {
         **figures,

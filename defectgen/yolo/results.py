@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from defectgen.recipe import TrainYolo
 from defectgen.yolo.arms import Plan
-from defectgen.yolo.verdict import judge
+from defectgen.yolo.verdict import CEILING, judge
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -31,12 +31,14 @@ def collect_results(
     """The content of results.json from the result per arm and seed.
 
     `verdict` is None without two seeds, `real+defectgen` and another arm. `best` is the arm with the highest mean
-    mAP50-95, and its first seed's weights: not the seed that did best on the test set.
+    mAP50-95 (`full-real` aside), and its first seed's weights: not the seed that did best on the test set.
     """
     arms: dict[str, dict[str, Any]] = {
         name: {"seeds": runs, "mean": mean_metrics(runs)} for name, runs in results.items()
     }
-    best = max(arms, key=lambda name: arms[name]["mean"]["map50_95"])
+    # The ceiling is for comparison: its real images are not of the budget.
+    choice = [name for name in arms if name != CEILING] or list(arms)
+    best = max(choice, key=lambda name: arms[name]["mean"]["map50_95"])
     first = results[best][0]
     test_images = len({sample.image.path for sample in plan.test})
     scores = {name: {run["seed"]: run["metrics"]["map50_95"] for run in runs} for name, runs in results.items()}

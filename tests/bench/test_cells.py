@@ -39,6 +39,15 @@ class Runs:
 
 
 @pytest.fixture
+def recipe(toys: Any) -> Recipe:
+    """Of a product with twelve defects per class, enough to draw from."""
+    made: Recipe = toys.recipe(
+        data={"demo": {"defects_per_class": 12, "clean_parts": 4, "test_parts": 4, "size_px": 128}}
+    )
+    return made
+
+
+@pytest.fixture
 def runs(monkeypatch: pytest.MonkeyPatch) -> Runs:
     stand_in = Runs()
     monkeypatch.setattr(cells, "run_train_yolo", stand_in)
@@ -52,8 +61,8 @@ def bench(recipe: Recipe, out: Path, **options: Any) -> dict[str, Any]:
     return run_bench(recipe, out, **settings)
 
 
-def test_every_budget_and_seed_is_a_run_of_its_own(toys: Any, tmp_path: Path, runs: Runs) -> None:
-    recipe = toys.recipe(seed=3)
+def test_every_budget_and_seed_is_a_run_of_its_own(recipe: Recipe, tmp_path: Path, runs: Runs) -> None:
+    recipe = recipe.model_copy(update={"seed": 3})
     bench(recipe, tmp_path, ks=[2, 5, 2], num_seeds=2)
     assert list(runs.recipes) == ["k2/seed3", "k2/seed4", "k5/seed3", "k5/seed4"]
     for name, cell in runs.recipes.items():
@@ -65,10 +74,10 @@ def test_every_budget_and_seed_is_a_run_of_its_own(toys: Any, tmp_path: Path, ru
 
 
 def test_rows_have_the_published_fields_and_the_summary_follows_from_them(
-    toys: Any, tmp_path: Path, runs: Runs
+    recipe: Recipe, tmp_path: Path, runs: Runs
 ) -> None:
-    summary = bench(toys.recipe(), tmp_path, ks=[5], num_seeds=2, arms=["real", "real+defectgen"])
-    rows = [json.loads(line) for line in (tmp_path / "bench.jsonl").read_text().splitlines()]
+    summary = bench(recipe, tmp_path, ks=[5], num_seeds=2, arms=["real", "real+defectgen"])
+    rows = [json.loads(line) for line in (tmp_path / "small/bench.jsonl").read_text().splitlines()]
     assert [(row["k"], row["seed"], row["arm"]) for row in rows] == [
         (5, 0, "real"),
         (5, 0, "real+defectgen"),
@@ -80,32 +89,64 @@ def test_rows_have_the_published_fields_and_the_summary_follows_from_them(
     assert published <= set(rows[0]) and rows[0]["map5095"] == pytest.approx(0.025)
     assert summary["k"]["5"]["difference"]["real"]["mean"] == pytest.approx(5)
     assert summary["k"]["5"]["verdict"]["finding"] == "helps"
-    assert json.loads((tmp_path / "bench.json").read_text()) == summary
+    assert json.loads((tmp_path / "small/bench.json").read_text()) == summary
     assert [(one["k"], one["seed"], one["copies"]) for one in summary["diagnostics"]] == [(5, 0, 0), (5, 1, 0.1)]
-    assert (tmp_path / "map_over_k.png").exists()
+    assert (tmp_path / "small/map_over_k.png").exists()
 
 
-def test_rows_of_finished_cells_are_on_disk_when_a_later_one_fails(toys: Any, tmp_path: Path, runs: Runs) -> None:
+def test_rows_of_finished_cells_are_on_disk_when_a_later_one_fails(recipe: Recipe, tmp_path: Path, runs: Runs) -> None:
     runs.fails_at = "k5/seed1"
     with pytest.raises(RunError, match="stopped"):
-        bench(toys.recipe(), tmp_path, ks=[5])
-    assert [json.loads(line)["seed"] for line in (tmp_path / "bench.jsonl").read_text().splitlines()] == [0, 0, 0]
+        bench(recipe, tmp_path, ks=[5])
+    assert [json.loads(line)["seed"] for line in (tmp_path / "small/bench.jsonl").read_text().splitlines()] == [0, 0, 0]
     runs.fails_at = None
-    bench(toys.recipe(), tmp_path, ks=[5])
-    assert len((tmp_path / "bench.jsonl").read_text().splitlines()) == 6
+    bench(recipe, tmp_path, ks=[5])
+    assert len((tmp_path / "small/bench.jsonl").read_text().splitlines()) == 6
 
 
-def test_full_profile_has_every_arm_and_its_own_detector(toys: Any, tmp_path: Path, runs: Runs) -> None:
-    bench(toys.recipe(), tmp_path, profile="full", num_seeds=1)
-    assert list(runs.recipes) == ["k5/seed0", "k10/seed0", "k20/seed0"]
+def test_full_profile_has_every_arm_and_its_own_detector(recipe: Recipe, tmp_path: Path, runs: Runs) -> None:
+    bench(recipe, tmp_path, profile="full", num_seeds=1, ks=[5, 10], pinned={"iterations"})
+    assert list(runs.recipes) == ["k5/seed0", "k10/seed0"]
     config = runs.recipes["k5/seed0"].train_yolo
-    assert (config.imgsz, config.tile_px, config.iterations, len(config.arms)) == (640, None, 3000, 6)
+    assert (config.imgsz, config.tile_px, len(config.arms)) == (640, None, 6)
+    # What the user set stays.
+    assert config.iterations == recipe.train_yolo.iterations == 4
+    assert [(row["k"], row["profile"]) for row in read(tmp_path / "full")][::6] == [(5, "full"), (10, "full")]
 
 
-def test_all_seeds_are_judged_on_the_same_parts(tmp_path: Path, runs: Runs) -> None:
-    for part in range(8):
-        for folder, rows in (("images", "0 0.5 0.5 0.2 0.2\n"), ("clean", None)):
-            path = tmp_path / "data" / folder / f"p{part}_{folder}.png"
+def read(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "bench.jsonl").read_text().splitlines()]
+
+
+def test_rows_of_other_cells_stay_and_enter_the_summary(recipe: Recipe, tmp_path: Path, runs: Runs) -> None:
+    bench(recipe, tmp_path, ks=[5])
+    summary = bench(recipe, tmp_path, ks=[2])
+    assert [(row["k"], row["seed"]) for row in read(tmp_path / "small")][::3] == [(2, 0), (2, 1), (5, 0), (5, 1)]
+    assert list(summary["k"]) == ["2", "5"]
+    assert {name: count >= 5 for name, count in read(tmp_path / "small")[-1]["defects"].items()} == {
+        "scratch": True,
+        "pit": True,
+        "stain": True,
+        "dent": True,
+    }
+    (tmp_path / "small/bench.jsonl").write_text("{")
+    with pytest.raises(RunError, match=r"bench\.jsonl: is damaged"):
+        bench(recipe, tmp_path, ks=[2])
+
+
+def test_budget_that_cannot_be_met_or_not_varied_is_refused(toys: Any, tmp_path: Path, runs: Runs) -> None:
+    with pytest.raises(RunError, match=r"class '\w+' has 3 real defects for training, not K = 5; lower --k"):
+        bench(toys.recipe(), tmp_path, ks=[5])
+    with pytest.raises(RunError, match="seeds 0 and 1 draw the same"):
+        bench(toys.recipe(), tmp_path, ks=[3])
+    assert runs.recipes == {}
+
+
+@pytest.mark.parametrize("own_clean_folder", [False, True])
+def test_all_seeds_are_judged_on_the_same_parts(tmp_path: Path, runs: Runs, own_clean_folder: bool) -> None:
+    for part in range(12):
+        for folder, rows in (("images", "0 0.5 0.5 0.2 0.2\n"), ("clean", None), ("test_clean", None)):
+            path = tmp_path / "data" / folder / f"p{part if folder != 'test_clean' else part + 20}_{folder}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(encode_image(np.full((64, 64, 3), 90 + part, np.uint8), "png"))
             if rows:
@@ -118,7 +159,7 @@ def test_all_seeds_are_judged_on_the_same_parts(tmp_path: Path, runs: Runs) -> N
         "train_images": "images",
         "train_clean": "clean",
         "group_pattern": r"^(p\d+)_",
-    }
+    } | ({"test_clean": "test_clean"} if own_clean_folder else {})
     recipe = Recipe.model_validate({"name": "parts", "data": data})
     bench(recipe, tmp_path / "bench", ks=[2], num_seeds=3)
     groups = [cell.data.test_groups for cell in runs.recipes.values()]

@@ -62,8 +62,15 @@ def test_sentences_say_what_the_seeds_differ_in_and_what_it_takes() -> None:
     few, many = sentences(summarise(both, num_test_images=70))
     assert few == "K = 5: no verdict; it takes real+defectgen, another arm and two seeds."
     assert many.startswith("K = 10: Adding the synthetic images hurts: on 70 real held-out images")
-    assert many.endswith("over 2 draws of the real images). Worth about 0 more real defects per class.") is False
-    assert "over 2 draws of the real images" in many
+    assert many.endswith("over 2 draws of the real images).")
+
+
+def test_worth_is_said_of_what_helps_alone() -> None:
+    real = rows(5, real=(0.1, 0.1)) + rows(10, real=(0.2, 0.2))
+    helps = sentences(summarise(real + rows(5, own=(0.15, 0.15)), num_test_images=9))[0]
+    unsure = sentences(summarise(real + rows(5, own=(0.11, 0.25)), num_test_images=9))[0]
+    hurts = sentences(summarise(real + rows(5, own=(0.15, 0.15), pasted=(0.3, 0.3)), num_test_images=9))[0]
+    assert ["Worth" in sentence for sentence in (helps, unsure, hurts)] == [True, False, False]
 
 
 def test_one_seed_has_no_interval_and_an_unanswered_figure_is_none() -> None:

@@ -68,6 +68,23 @@ def test_line_longer_than_is_looked_at_is_found_in_image_pixels(tmp_path: Path) 
         assert line.sum() < 4 * mask.sum()
 
 
+def test_line_that_closes_a_loop_is_not_filled(tmp_path: Path) -> None:
+    rings = [cv2.circle(np.zeros((160, 160), np.uint8), (80, 80), 45 + i, 1, 3).astype(bool) for i in range(5)]
+    found = with_lines([shot(tmp_path, seed, ring, -70) for seed, ring in enumerate(rings)])
+    for image, ring in zip(found, rings, strict=True):
+        assert image.annotations[0].line
+        line = annotation_mask(image.annotations[0], image.size_wh) > 0
+        assert (line & ring).sum() > 0.7 * ring.sum() and line.sum() < 3 * ring.sum()
+
+
+def test_flat_strips_are_no_fault(tmp_path: Path) -> None:
+    for height in (3, 5, 7):
+        path = tmp_path / f"strip{height}.png"
+        path.write_bytes(encode_image(np.full((height, 2000, 3), 90, np.uint8), "png"))
+        strip = LabelledImage(path, path.name, (2000, height), "strip", (Annotation(0, (10, 0, 1800, height)),))
+        assert with_lines([strip]) == (strip,)
+
+
 def test_boxes_of_grain_and_of_blobs_hold_no_line(tmp_path: Path) -> None:
     box = np.zeros((160, 160), bool)
     box[30:130, 40:110] = True

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 
@@ -79,6 +80,51 @@ def test_shot_that_shows_the_same_defect_unmarked_is_no_golden_one(tmp_path: Pat
     unmarked = image.copy()
     unmarked[106:124, 156:176] = 255
     assert golden_windows(crops, [shot(tmp_path / "clean", "same", unmarked)], window_px=SIDE) == [None]
+
+
+@pytest.mark.parametrize("half", [(0.5, 0.5), (0.5, 0), (0.3, 0.7)])
+def test_nor_is_one_taken_a_fraction_of_a_pixel_beside_it(tmp_path: Path, half: tuple[float, float]) -> None:
+    image = board(0)
+    crops = defective(tmp_path / "real", image, (150, 100, 182, 130))
+    image[106:124, 156:176] = 255
+    matrix = np.array([[1, 0, half[0]], [0, 1, half[1]]], np.float32)
+    moved = cv2.warpAffine(image, matrix, (320, 240), borderMode=cv2.BORDER_REPLICATE)
+    assert golden_windows(crops, [shot(tmp_path / "clean", "same", moved)], window_px=SIDE) == [None]
+
+
+def test_grain_that_never_repeats_has_no_golden_shot(tmp_path: Path) -> None:
+    def grain(seed: int) -> np.ndarray:
+        noise = cv2.GaussianBlur(np.random.default_rng(seed).normal(size=(240, 320, 1)), (0, 0), 1.5)[..., None]
+        return np.repeat(np.clip(130 + 8 * noise / noise.std(), 0, 255), 3, axis=2).astype(np.uint8)
+
+    crops = defective(tmp_path / "real", grain(0), (150, 100, 182, 130))
+    others = [shot(tmp_path / "clean", f"other{seed}", grain(seed)) for seed in range(1, 5)]
+    assert golden_windows(crops, others, window_px=SIDE) == [None]
+    (twin,) = golden_windows(crops, [*others, shot(tmp_path / "clean", "same", grain(0))], window_px=SIDE)
+    assert twin is not None
+
+
+def test_what_a_smaller_clean_image_does_not_show_is_not_made_up(tmp_path: Path) -> None:
+    image = board(0)
+    crops = defective(tmp_path / "real", image, (200, 100, 232, 130))
+    for width in range(198, 232, 4):
+        path = tmp_path / f"narrow{width}.png"
+        path.write_bytes(encode_image(image[:, :width], "png"))
+        narrow = LabelledImage(path, path.name, (width, 240), "narrow")
+        assert golden_windows(crops, [narrow], window_px=SIDE) == [None]
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_exact_shot_elsewhere_is_taken_before_a_noisy_one_in_place(tmp_path: Path, order: int) -> None:
+    image = board(0)
+    crops = defective(tmp_path / "real", image, (150, 100, 182, 130))
+    noise = np.random.default_rng(0).normal(0, 6, image.shape)
+    noisy = shot(tmp_path / "clean", "noisy", np.clip(image + noise, 0, 255).astype(np.uint8))
+    moved = shot(tmp_path / "clean", "moved", np.roll(image, (37, 41), axis=(1, 0)))
+    (twin,) = golden_windows(crops, [noisy, moved][::order], window_px=SIDE)
+    assert twin is not None
+    region = region_of(centre(crops[0].mask, SIDE), outlined=False)
+    assert np.abs(twin.astype(int) - true_window(crops[0], image))[region].mean() < 2
 
 
 def test_of_several_the_least_different_is_taken_and_progress_counts_images(tmp_path: Path) -> None:
