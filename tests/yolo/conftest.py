@@ -42,15 +42,17 @@ def _images(
     return tuple(images)
 
 
-def _sources(folder: Path, *, size: int = 64, polygons: bool = False, num_test_clean: int = 2) -> Sources:
-    """Five real defective images, three clean ones, three and `num_test_clean` held out."""
+def _sources(
+    folder: Path, *, size: int = 64, polygons: bool = False, num_test: int = 3, num_test_clean: int = 2
+) -> Sources:
+    """Five real defective images, three clean ones, `num_test` and `num_test_clean` held out."""
     train = _images(folder / "train", 5, defective=True, seed=1, size=size, polygons=polygons)
     return Sources(
         class_names=CLASSES,
         train=train,
         train_pool=train,
         train_clean=_images(folder / "clean", 3, defective=False, seed=2, size=size),
-        test=_images(folder / "test", 3, defective=True, seed=3, size=size, polygons=polygons),
+        test=_images(folder / "test", num_test, defective=True, seed=3, size=size, polygons=polygons),
         test_clean=_images(folder / "test_clean", num_test_clean, defective=False, seed=4, size=size),
     )
 
