@@ -12,6 +12,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from defectgen.data.lines import with_lines
 from defectgen.records import LabelledImage, Sources
 
 _SUBSETS = ("train", "train_pool", "train_clean", "test", "test_clean")
@@ -23,10 +24,14 @@ def summarise(sources: Sources) -> dict[str, Any]:
     """What `check` reports, JSON values alone.
 
     images: per subset. image_sizes: {"width x height": images}, commonest first. classes: defects per class in the
-    budget (train), in train_pool and test, and the quartiles of the longest side of a box in the budget, in pixels
-    (None without one). groups: per subset their number and, up to 20, images per group. problems: as found.
+    budget (train), in train_pool and test; the quartiles of the longest side of a box in the budget, in pixels (None
+    without one); in how many of these boxes a thin line was found (0 until errors are mended). groups: per subset their
+    number and, up to 20, images per group. problems: as found.
     """
     subsets: dict[str, tuple[LabelledImage, ...]] = {name: getattr(sources, name) for name in _SUBSETS}
+    # Files with errors may not be readable.
+    good = all(problem.severity != "error" for problem in sources.problems)
+    train = with_lines(sources.train) if good else ()
     everything = {image.path: image for images in subsets.values() for image in images}
     sizes = Counter("{} x {}".format(*image.size_wh) for image in everything.values())
     return {
@@ -40,6 +45,9 @@ def summarise(sources: Sources) -> dict[str, Any]:
                     subset: len(_longest_sides(subsets[subset], class_id)) for subset in ("train", "train_pool", "test")
                 },
                 "longest_side_px": _quartiles(_longest_sides(sources.train, class_id)),
+                "lines": sum(
+                    bool(mark.line) for image in train for mark in image.annotations if mark.class_id == class_id
+                ),
             }
             for class_id, name in enumerate(sources.class_names)
         ],
@@ -53,12 +61,15 @@ def render(summary: dict[str, Any]) -> RenderableType:
     images = Table("subset", "images", "groups", title="Images")
     for subset, num_images in summary["images"].items():
         images.add_row(subset, str(num_images), _shown_groups(summary["groups"][subset]))
-    classes = Table(
-        "id", "class", "train", "train_pool", "test", "longest side, px", title="Marked defects (train: the budget)"
-    )
+    heads = ["id", "class", "train", "train_pool", "test", "longest side, px"]
+    with_line_counts = any(row["lines"] for row in summary["classes"])
+    heads += ["thin lines"] if with_line_counts else []
+    classes = Table(*heads, title="Marked defects (train: the budget)")
     for row in summary["classes"]:
         counts = [str(row[subset]) for subset in ("train", "train_pool", "test")]
-        classes.add_row(str(row["class_id"]), Text(row["name"]), *counts, _shown_quartiles(row["longest_side_px"]))
+        lines = [str(row["lines"])] if with_line_counts else []
+        quartiles = _shown_quartiles(row["longest_side_px"])
+        classes.add_row(str(row["class_id"]), Text(row["name"]), *counts, quartiles, *lines)
     sizes = ", ".join(f"{size} ({count})" for size, count in list(summary["image_sizes"].items())[:5])
     more = len(summary["image_sizes"]) - 5
     parts: list[RenderableType] = [images, classes, Text(f"Image sizes: {sizes}{f', {more} more' if more > 0 else ''}")]

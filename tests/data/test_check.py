@@ -42,6 +42,7 @@ def test_summary_counts_images_defects_sizes_and_groups() -> None:
         "train_pool": 4,
         "test": 0,
         "longest_side_px": quartiles,
+        "lines": 0,
     }
     assert scratch["longest_side_px"] is None and scratch["test"] == 1
     assert summary["groups"]["train_pool"] == {"num": 2, "images": {"p1": 2, "p2": 1}}
@@ -90,3 +91,15 @@ def test_long_list_of_problems_is_cut_with_its_count() -> None:
     assert "Errors: 0, warnings: 53" in text
     assert text.count("is odd; look") == 50
     assert text.splitlines()[-1] == "... and 3 more"
+
+
+def test_thin_lines_have_a_column_where_there_are_any() -> None:
+    summary = summarise(_sources())
+    console = Console(width=160)
+    with console.capture() as capture:
+        console.print(render(summary))
+    assert "thin lines" not in capture.get()
+    summary["classes"][0]["lines"] = 17
+    with console.capture() as capture:
+        console.print(render(summary))
+    assert "thin lines" in capture.get() and "17" in capture.get()
