@@ -72,10 +72,11 @@ def _map_over_k(axes: Any, rows: Sequence[dict[str, Any]]) -> bool:
             lows.append(mean - low)
             highs.append(high - mean)
         # Beside one another, or their bars would hide each other.
-        shifted = np.array(ks) * (1 + 0.02 * (position - len(arms) / 2))
+        shifted = np.array(ks) * (1 + 0.02 * (position - (len(arms) - 1) / 2))
         axes.errorbar(shifted, means, yerr=(lows, highs), label=arm, color=_COLOURS[arm], marker="o", capsize=3)
-    axes.set(xlabel="real defects per class (K)", ylabel="mAP50-95, %", xticks=ks, ylim=(0, None))
-    axes.legend()
+    axes.set(xlabel="real defects per class (K)", ylabel="mAP50-95, %", xticks=ks)
+    axes.set(xlim=(0.7 * ks[0], 1.2 * ks[-1]), ylim=(0, 1.05 * axes.get_ylim()[1]))
+    axes.legend(loc="upper left")
     return True
 
 
