@@ -25,7 +25,8 @@ from defectgen.images import write_bytes_atomic
 from defectgen.recipe import DEFAULT_ARMS, Arm, Recipe
 from defectgen.run import read_sources, run_train_yolo
 from defectgen.studio import Progress, load_studio
-from defectgen.yolo.verdict import OWN_ARM
+from defectgen.yolo.train import label_agreement
+from defectgen.yolo.verdict import CEILING, OWN_ARM
 
 ProfileName = Literal["small", "full"]
 
@@ -101,7 +102,13 @@ def run_bench(
         of_cell = cell_rows(results, recipe=recipe.name, profile=profile, k=k, seed=seed)
         rows += [row | {"defects": defects[k, seed]} for row in of_cell]
         if OWN_ARM in results["arms"]:
-            diagnostics.append({"k": k, "seed": seed, **_diagnostics(cell, run)})
+            found = _diagnostics(cell, run)
+            if CEILING in results["arms"]:
+                judged = label_agreement(
+                    run / "yolo", OWN_ARM, judge=CEILING, progress=lambda line: report("label agreement", 0, 0, line)
+                )
+                found["label_agreement"] = judged
+            diagnostics.append({"k": k, "seed": seed, **found})
         for row in of_cell:
             metrics = results["arms"][row["arm"]]["seeds"][0]["metrics"]
             curves.append({"k": k, "seed": seed, "arm": row["arm"], **metrics["curves"]})

@@ -22,7 +22,7 @@ from defectgen.recipe import TrainYolo
 from defectgen.records import Sources
 from defectgen.seeds import derive_seed
 from defectgen.yolo.arm_files import Progress, read_json, to_json, write_arm, write_test
-from defectgen.yolo.arms import ArmPlan, Plan, is_segment, plan_arms
+from defectgen.yolo.arms import ArmPlan, Plan, arm_slug, is_segment, plan_arms
 from defectgen.yolo.environment import worker_environment
 from defectgen.yolo.results import collect_results
 
@@ -70,6 +70,43 @@ def train_arms(
     summary = collect_results(results, config=config, class_names=sources.class_names, plan=plan)
     write_bytes_atomic(out / "results.json", to_json(summary))
     return summary
+
+
+def label_agreement(out: Path, arm: str, *, judge: str, progress: Progress) -> dict[str, Any]:
+    """How far a detector trained on all real images finds the synthetic defects of `arm` where their labels say.
+
+    Its mAP50 and mAP50-95 over the synthetic images of the arm, taken for real ones: low where labels or defects are
+    not like real ones. Both arms have been trained into `out` by `train_arms`.
+    """
+    folder, trained = out.absolute() / arm_slug(arm), out.absolute() / arm_slug(judge) / "seed0"
+    target = folder / "agreement"
+    images = sorted((folder / "train/images").glob("synthetic-*"))
+    write_bytes_atomic(folder / "agreement.txt", "".join(f"./train/images/{path.name}\n" for path in images).encode())
+    settings = json.loads((trained / "job.json").read_text(encoding="utf-8"))
+    data = {"train": "agreement.txt", "val": "agreement.txt", "names": settings["class_names"]}
+    write_bytes_atomic(folder / "agreement.yaml", to_json(data))
+    job = settings | {
+        "weights": str(trained / "weights/last.pt"),
+        "data": str(folder / "agreement.yaml"),
+        "save_dir": str(target),
+        "clean_stems": [],
+        "num_clean_images": 0,
+        "num_test_files": len(images),
+    }
+    samples = sha256_file(folder / "samples.json")
+    fingerprint = hashlib.sha256(to_json([job, sha256_file(Path(job["weights"])), samples])).hexdigest()
+    kept = read_json(target / "result.json")
+    if kept is None or kept.get("job_sha256") != fingerprint:
+        shutil.rmtree(target, ignore_errors=True)
+        target.mkdir()
+        for cache in (folder / "train").glob("*.cache"):
+            cache.unlink()
+        write_bytes_atomic(target / "job.json", to_json(job))
+        label = f"{judge} on the synthetic images of {arm}"
+        kept = _run_worker(target / "job.json", folder / "log.txt", out.absolute() / ".ultralytics", label, progress)
+        kept = {"job_sha256": fingerprint, **kept}
+        write_bytes_atomic(target / "result.json", to_json(kept))
+    return {name: kept["metrics"][name] for name in ("map50", "map50_95")}
 
 
 def resolve_model(model: str) -> str:

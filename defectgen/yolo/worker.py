@@ -37,7 +37,7 @@ def main() -> None:
 
 
 def run_job(job: dict[str, Any], emit: Emit) -> dict[str, Any]:
-    """Train as `job` says, evaluate the final weights; the figures, for result.json."""
+    """Train as `job` says, or take its `weights`; evaluate them; the figures, for result.json."""
     import ultralytics
 
     known = [name for name in _INTEGRATIONS if name in ultralytics.settings]
@@ -49,10 +49,10 @@ def run_job(job: dict[str, Any], emit: Emit) -> dict[str, Any]:
         )
     device, precision = choose_device(job.get("precision", "auto"))
     emit({"event": "start", "device": device, "precision": precision, "threads": num_threads(os.environ)})
-    training = _train(job, device=device, precision=precision, emit=emit)
+    weights = Path(job.get("weights") or Path(job["save_dir"]) / "weights" / "last.pt")
+    training = None if "weights" in job else _train(job, device=device, precision=precision, emit=emit)
     from defectgen.yolo.evaluate import evaluate
 
-    weights = Path(job["save_dir"]) / "weights" / "last.pt"
     emit({"event": "evaluate", "images": job["num_test_files"]})
     metrics = evaluate(
         weights,

@@ -51,6 +51,9 @@ def recipe(toys: Any) -> Recipe:
 def runs(monkeypatch: pytest.MonkeyPatch) -> Runs:
     stand_in = Runs()
     monkeypatch.setattr(cells, "run_train_yolo", stand_in)
+    monkeypatch.setattr(
+        cells, "label_agreement", lambda out, arm, *, judge, progress: {"map50": 0.4, "arms": [arm, judge]}
+    )
     monkeypatch.setattr(cells, "_diagnostics", lambda cell, folder: {"copies": cell.seed / 10})
     return stand_in
 
@@ -111,6 +114,8 @@ def test_full_profile_has_every_arm_and_its_own_detector(recipe: Recipe, tmp_pat
     assert (config.imgsz, config.tile_px, len(config.arms)) == (640, None, 6)
     # What the user set stays.
     assert config.iterations == recipe.train_yolo.iterations == 4
+    diagnostics = json.loads((tmp_path / "full/bench.json").read_text())["diagnostics"]
+    assert diagnostics[0]["label_agreement"] == {"map50": 0.4, "arms": ["real+defectgen", "full-real"]}
     assert [(row["k"], row["profile"]) for row in read(tmp_path / "full")][::6] == [(5, "full"), (10, "full")]
 
 
