@@ -183,12 +183,14 @@ def _place(
 class _Drawn:
     """A window with a defect in it: `image` uint8 (p, p, 3), `outline` uint8 (p, p), 255 on the defect.
 
-    `start`, uint8 (side, side, 3), is what it was drawn over, in image pixels; None for the clean window.
+    `start`, uint8 (side, side, 3), is what it was drawn over, in image pixels, and `copied`, bool (side, side), where
+    in it a real defect was copied; None for the clean window.
     """
 
     image: np.ndarray
     outline: np.ndarray
     start: np.ndarray | None = None
+    copied: np.ndarray | None = None
 
 
 def _draw(
@@ -214,9 +216,11 @@ def _draw(
     if config.start == "copy" and config.strength < 1:
         starts = []
         for placement in padded:
-            with_copy = copied_in(recipe, sources, studio, placement.model, placement.turn, placement.window, image)
+            with_copy, copied = copied_in(
+                recipe, sources, studio, placement.model, placement.turn, placement.window, image
+            )
             copy = crop_window(with_copy, placement.window)
-            starts.append(_Drawn(resize(copy, window_px), placement.outline, copy))
+            starts.append(_Drawn(resize(copy, window_px), placement.outline, copy, copied))
     output = studio.pipeline(
         windows,
         np.stack([placement.region for placement in padded]),
@@ -228,7 +232,7 @@ def _draw(
         guidance=config.guidance,
     )
     return [
-        _Drawn(output.images[i], np.round(output.masks[i] * 255).astype(np.uint8), starts[i].start)
+        _Drawn(output.images[i], np.round(output.masks[i] * 255).astype(np.uint8), starts[i].start, starts[i].copied)
         for i in range(len(placements))
     ]
 
@@ -300,6 +304,7 @@ def _judge(
         window_px=window_px,
         # The annotators' margin holds the faint rim already.
         weak_change=None if margin_px else max(min_change // 2, 1),
+        expected=drawn.copied,
     )
     if measured is None:
         return refuse("no visible change", f"no pixel changed by {min_change} grey levels")

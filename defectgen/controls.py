@@ -52,7 +52,7 @@ def compose_copy_paste(recipe: Recipe, sources: Sources, studio: Studio, row: di
     def paint(image: np.ndarray, placed: dict[str, Any], number: int) -> tuple[np.ndarray, XYXY]:
         placement = placed["placement"]
         turn, window = replace(Turn.of_json(placement), warp=0.0), Window(*placement["window"])
-        after = copied_in(recipe, sources, studio, placement["model"], turn, window, image)
+        after, _ = copied_in(recipe, sources, studio, placement["model"], turn, window, image)
         return after, annotated_box(studio.models[placement["model"]], turn, window, image.shape[1::-1])
 
     return _painted(recipe, sources, row, paint, backend="poisson")

@@ -20,8 +20,11 @@ from defectgen.windows import Window, crop_window, resize, window_inside
 
 def copied_in(
     recipe: Recipe, sources: Sources, studio: Studio, number: int, turn: Turn, window: Window, image: np.ndarray
-) -> np.ndarray:
-    """`image` (uint8 (H, W, 3)) with real defect `number` turned, bent and Poisson-blended into `window`."""
+) -> tuple[np.ndarray, np.ndarray]:
+    """`image` (uint8 (H, W, 3)) with real defect `number` turned, bent and Poisson-blended into `window`.
+
+    And bool (side, side): where in the window the copied defect is.
+    """
     model = studio.models[number]
     real = next(one for one in sources.train if one.name == model.crop.source)
     pixels, shape = _real_defect(real, model.crop.annotation, model.crop.window)
@@ -36,15 +39,17 @@ def copied_in(
     def moved(array: np.ndarray) -> np.ndarray:
         return turn.bend(resize(centre(turn.apply(array), side), window.side))
 
-    return composite(
+    outline = moved(shape)
+    copied = composite(
         image,
         window,
         moved(pixels),
-        outline=moved(shape),
+        outline=outline,
         region=np.ones((window.side, window.side), bool),
         backend="poisson",
         feather_px=recipe.inpaint.feather_px,
     )
+    return copied, outline >= 128
 
 
 @lru_cache(maxsize=64)

@@ -30,7 +30,7 @@ def test_of_a_marked_box_only_the_visible_defect_is_copied(toys: Any, tmp_path: 
     window = Window(model.crop.window.x, model.crop.window.y, model.crop.window.side)
     reach = []
     for one in (studio, twinned):
-        copy = copied_in(toys.recipe(), sources, one, 0, Turn(), window, clean + np.uint8(40))
+        copy, _ = copied_in(toys.recipe(), sources, one, 0, Turn(), window, clean + np.uint8(40))
         ys, xs = np.nonzero(np.any(copy != 168, axis=2))
         reach.append((xs.min(), ys.min(), xs.max() + 1, ys.max() + 1))
         assert copy[52, 44].max() < 90 and copy[52, 52].min() > 230
@@ -44,7 +44,7 @@ def test_copy_changes_nothing_outside_its_window_and_not_the_image_given(toys: A
     image = np.random.default_rng(0).integers(0, 256, (96, 96, 3)).astype(np.uint8)
     before = image.copy()
     window = Window(-4, 30, studio.models[0].crop.window.side)
-    copy = copied_in(toys.recipe(), sources, studio, 0, Turn(warp=0.05), window, image)
+    copy, _ = copied_in(toys.recipe(), sources, studio, 0, Turn(warp=0.05), window, image)
     assert (image == before).all() and (copy != before).any()
     outside = np.ones((96, 96), bool)
     outside[max(window.y, 0) : window.y + window.side, : window.x + window.side] = False
@@ -72,7 +72,7 @@ def test_what_was_drawn_over_a_copy_keeps_the_copys_own_resolution(toys: Any, de
         placement = placed.placement
         turn, window = Turn.of_json(placement), Window(*placement["window"])
         clean = read_rgb(made.source.path)
-        copy = copied_in(recipe, demo_sources, studio, placement["model"], turn, window, clean)
+        copy, _ = copied_in(recipe, demo_sources, studio, placement["model"], turn, window, clean)
         # Drawing changed nothing, so the composite is the copy, pixel by pixel; but along the border of its region.
         differs = changed(made)
         assert differs.any() and (made.image[differs] == copy[differs]).all(axis=1).mean() > 0.8
@@ -85,7 +85,7 @@ def test_copy_lies_in_the_box_that_was_asked_for(toys: Any, tmp_path: Path, turn
     studio = make_studio(toys.recipe(), sources)
     window = Window(20, 24, round(1.2 * studio.models[0].crop.window.side))
     clean = read_rgb(sources.train_clean[0].path)
-    copy = copied_in(toys.recipe(), sources, studio, 0, turn, window, clean)
+    copy, _ = copied_in(toys.recipe(), sources, studio, 0, turn, window, clean)
     ys, xs = np.nonzero(np.abs(copy.astype(int) - 128).max(axis=2) > 40)
     x1, y1, x2, y2 = annotated_box(studio.models[0], turn, window, (96, 96))
     # The block of 16 x 8 px lies in the middle of its box of 24 x 16.

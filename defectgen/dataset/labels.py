@@ -39,14 +39,21 @@ class Measured:
 
 
 def visible_change(
-    image: np.ndarray, clean: np.ndarray, *, min_change: int, grain_px: float = 1.0, weak_change: int | None = None
+    image: np.ndarray,
+    clean: np.ndarray,
+    *,
+    min_change: int,
+    grain_px: float = 1.0,
+    weak_change: int | None = None,
+    expected: np.ndarray | None = None,
 ) -> np.ndarray:
     """bool (H, W): where `image` differs from `clean` (both uint8 (H, W, 3)) by at least `min_change` in a channel.
 
     What is joined to such a place and differs by `weak_change` counts too: where a dark defect runs on over dark
     product, an annotator sees where it goes (hysteresis, as in Canny 1986).
     Hair lines no wider than two of the generator's pixels (`grain_px` image pixels each), as an edge of the product
-    drawn beside its place leaves, do not count, unless most of the change is as thin (a scratch).
+    drawn beside its place leaves, do not count, unless most of the change is as thin (a scratch), or they lie where the
+    defect is `expected`, bool (H, W): a thin end of it.
     """
     change = cv2.absdiff(image, clean).max(axis=2)
     changed = (change >= min_change).astype(np.uint8)
@@ -56,7 +63,8 @@ def visible_change(
     width = 2 * max(1, round(grain_px)) + 1
     solid = cv2.morphologyEx(changed, cv2.MORPH_OPEN, np.ones((width, width), np.uint8))
     if solid.sum() >= 0.3 * changed.sum():
-        changed = cv2.dilate(solid, np.ones((3, 3), np.uint8)) & changed
+        near_solid = cv2.dilate(solid, np.ones((3, 3), np.uint8))
+        changed &= near_solid if expected is None else cv2.max(near_solid, expected.astype(np.uint8))
     num, pieces, stats, _ = cv2.connectedComponentsWithStats(changed, connectivity=8)
     if num < 2:
         return changed.astype(bool)
@@ -66,9 +74,19 @@ def visible_change(
 
 
 def measure(
-    image: np.ndarray, clean: np.ndarray, window: Window, *, min_change: int, window_px: int, weak_change: int | None
+    image: np.ndarray,
+    clean: np.ndarray,
+    window: Window,
+    *,
+    min_change: int,
+    window_px: int,
+    weak_change: int | None,
+    expected: np.ndarray | None = None,
 ) -> Measured | None:
-    """The change within `window`, or None where nothing changed visibly (see `visible_change`)."""
+    """The change within `window`, or None where nothing changed visibly (see `visible_change`).
+
+    `expected`: bool (side, side) of the window, where the defect should be.
+    """
     height, width = image.shape[:2]
     x1, y1 = max(window.x, 0), max(window.y, 0)
     x2, y2 = min(window.x + window.side, width), min(window.y + window.side, height)
@@ -79,6 +97,7 @@ def measure(
         min_change=min_change,
         grain_px=window.side / window_px,
         weak_change=weak_change,
+        expected=None if expected is None else expected[y1 - window.y : y2 - window.y, x1 - window.x : x2 - window.x],
     )
     box = mask_xyxy(mask)
     if box is None:

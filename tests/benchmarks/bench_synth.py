@@ -102,7 +102,7 @@ class Bench:
         """The windows with copies of real defects in them."""
         return [
             crop_window(
-                copied_in(self.recipe, self.sources, self.studio, place.model, place.turn, place.window, self.image),
+                copied_in(self.recipe, self.sources, self.studio, place.model, place.turn, place.window, self.image)[0],
                 place.window,
             )
             for place in self.places

@@ -157,6 +157,30 @@ def test_outlines_raster_back_to_the_mask_to_within_a_pixel(seed: int, smoothnes
         assert areas[0] + 3 >= 0.9 * max(areas)
 
 
+def test_thin_end_counts_where_the_defect_is_expected() -> None:
+    clean = np.full((40, 60, 3), 120, np.uint8)
+    image = clean.copy()
+    image[14:26, 10:22] = 20
+    image[20, 22:40] = 20  # its thin end
+    image[5, 5:50] = 20  # an edge of the product, drawn a pixel beside its place
+    expected = np.zeros((40, 60), bool)
+    expected[12:28, 8:42] = True
+    window = Window(0, 0, 60)
+
+    def box(expected: np.ndarray | None) -> XYXY:
+        found = measure(image, clean, window, min_change=14, window_px=60, weak_change=None, expected=expected)
+        assert found is not None
+        return found.xyxy
+
+    assert box(None) == (10, 14, 23, 26)
+    assert box(expected) == (10, 14, 40, 26)
+    shifted = Window(-6, -4, 60)
+    moved = np.zeros((60, 60), bool)
+    moved[16:32, 14:48] = True
+    found = measure(image, clean, shifted, min_change=14, window_px=60, weak_change=None, expected=moved)
+    assert found is not None and found.xyxy == (10, 14, 40, 26)
+
+
 def test_cut_off_is_the_changed_share_of_the_regions_border() -> None:
     clean = np.full((32, 32, 3), 100, np.uint8)
     region = np.zeros((32, 32), bool)
