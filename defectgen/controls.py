@@ -19,6 +19,7 @@ import numpy as np
 from defectgen.boxes import area, mask_outlines, mask_xyxy, polygon_xyxy
 from defectgen.copies import copied_in
 from defectgen.dataset.labels import label_box
+from defectgen.errors import RunError
 from defectgen.images import read_rgb, sha256_file
 from defectgen.inpaint.backends import two_levels
 from defectgen.inpaint.placement import Turn, annotated_box
@@ -88,7 +89,6 @@ def compose_augmented(recipe: Recipe, sources: Sources, index: int) -> Composite
     pixels = read_rgb(real.path)
     transform = _strong(recipe.place.flip, recipe.place.quarter_turns)
     transform.set_random_seed(derive_seed(recipe.seed, "augmented image", index) % 2**32)
-    image, kept = pixels, real.annotations
     outlines = [mark.polygon or _corners(mark.xyxy) for mark in real.annotations]
     # Albumentations counts from pixel centres, boxes from pixel borders.
     points = np.array([point for outline in outlines for point in outline], np.float32) - 0.5
@@ -98,6 +98,10 @@ def compose_augmented(recipe: Recipe, sources: Sources, index: int) -> Composite
         if moved:
             image, kept = _as_the_camera(out["image"], pixels), moved
             break
+    else:
+        raise RunError(
+            f"{real.path}: no augmentation keeps a defect in view in {MAX_DRAWS} draws; leave out arm real+aug"
+        )
     base = replace(real, size_wh=(image.shape[1], image.shape[0]))
     return Composite(index, image, np.zeros(image.shape[:2], np.uint8), base, sha256_file(real.path), kept, (), ())
 

@@ -15,6 +15,7 @@ from defectgen.boxes import iou_xyxy
 from defectgen.compose import clean_indexes, compose
 from defectgen.controls import compose_augmented, compose_copy_paste, compose_procedural
 from defectgen.dataset.write import write_composite
+from defectgen.errors import RunError
 from defectgen.images import encode_image, read_rgb
 from defectgen.recipe import Recipe
 from defectgen.records import Annotation, LabelledImage, Sources
@@ -238,3 +239,11 @@ def test_augmented_outline_moves_with_its_image(toys: Any, tmp_path: Path) -> No
         x1, y1, x2, y2 = mark.xyxy
         dark_and_bright = inside((x1, y1, x2, y2), grey)
         assert dark_and_bright.min() < 75 and dark_and_bright.max() > 165
+
+
+def test_image_whose_defects_cannot_be_kept_in_view_says_so(
+    toys: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("defectgen.controls.LEFT_OF_DEFECT", 2.0)
+    with pytest.raises(RunError, match=r"spot20\.png: no augmentation keeps a defect in view"):
+        compose_augmented(toys.recipe(), spot(tmp_path), 0)

@@ -1,9 +1,9 @@
 """The cells of a bench: a whole run, from the recipe to judged detectors, per budget of real defects and seed.
 
-OUT/k10/seed0/    a run folder like any other
-OUT/bench.jsonl   a row per cell and arm
-OUT/bench.json    means, intervals, verdicts
-OUT/*.png         plots
+OUT/small/k10/seed0/    a run folder like any other
+OUT/small/bench.jsonl   a row per cell and arm
+OUT/small/bench.json    means, intervals, verdicts, diagnostics
+OUT/small/*.png         plots
 """
 
 from __future__ import annotations
@@ -63,6 +63,8 @@ def run_bench(
     overwrite: bool = False,
 ) -> dict[str, Any]:
     """Every cell of the bench, and the summary of all that `out` holds of this profile.
+
+    Diagnostics and curves are of this call's cells alone.
 
     What is done is kept, so that a stopped bench goes on. All cells share one test set; each seed draws other real
     images, and with them everything else.

@@ -24,18 +24,24 @@ _COLOURS = {
 def write_plots(rows: Sequence[dict[str, Any]], curves: Sequence[dict[str, Any]], out: Path) -> list[Path]:
     """Writes map_over_k.png, gain_per_class.png, precision_recall.png and false_alarms.png; those with something on."""
     k = max(row["k"] for row in rows)
-    of_k = [curve for curve in curves if curve["k"] == k]
+    # Rows of earlier calls come without their curves.
+    k_of_curves = max((curve["k"] for curve in curves), default=k)
+    of_k = [curve for curve in curves if curve["k"] == k_of_curves]
     drawings: dict[str, Callable[[Any], bool]] = {
         "map_over_k": lambda axes: _map_over_k(axes, rows),
         "gain_per_class": lambda axes: _gain_per_class(axes, [row for row in rows if row["k"] == k]),
         "precision_recall": lambda axes: _curves(
-            axes, of_k, "precision_over_recall", f"recall (K = {k}, IoU 0.5, mean of classes and seeds)", "precision"
+            axes,
+            of_k,
+            "precision_over_recall",
+            f"recall (K = {k_of_curves}, IoU 0.5, mean of classes and seeds)",
+            "precision",
         ),
         "false_alarms": lambda axes: _curves(
             axes,
             of_k,
             "recall_over_false_alarms",
-            f"false alarms per clean image (K = {k})",
+            f"false alarms per clean image (K = {k_of_curves})",
             "recall",
             logarithmic=True,
         ),

@@ -114,6 +114,11 @@ def test_plots_show_every_arm_and_what_cannot_be_drawn_is_left_out(tmp_path: Pat
         colours = {tuple(pixel) for pixel in read_rgb(path).reshape(-1, 3)[::3].tolist()}
         assert {(255, 255, 255), (0, 0, 0)} <= colours
         assert (0, 158, 115) in colours or path.name == "gain_per_class.png"
+    # Rows of an earlier call, at a larger K, come without curves.
+    earlier = tmp_path / "earlier"
+    earlier.mkdir()
+    few = [curve for curve in curves if curve["k"] == 5]
+    assert "precision_recall.png" in [path.name for path in write_plots(data, few, earlier)]
     alone = tmp_path / "alone"
     alone.mkdir()
     assert [path.name for path in write_plots(data[:2], [], alone)] == ["map_over_k.png"]
