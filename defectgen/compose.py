@@ -209,11 +209,12 @@ def _draw(
     if config.backend != "diffusion":
         return _patches(recipe, studio, padded, seeds)[: len(placements)]
     window_px = recipe.generator.window_px
+    strength = float(numpy_rng(recipe.seed, "strength", *key).uniform(*config.strength))
     windows = np.stack([window_view(image, placement.window, window_px) for placement in padded])
     starts = [_Drawn(window, placement.outline) for window, placement in zip(windows, padded, strict=True)]
-    if config.start == "patch" and config.strength < 1:
+    if config.start == "patch" and strength < 1:
         starts = _patches(recipe, studio, padded, seeds)
-    if config.start == "copy" and config.strength < 1:
+    if config.start == "copy" and strength < 1:
         starts = []
         for placement in padded:
             with_copy, copied = copied_in(
@@ -227,7 +228,7 @@ def _draw(
         class_ids,
         seeds=seeds,
         patches=np.stack([np.concatenate([start.image, start.outline[..., None]], axis=2) for start in starts]),
-        strength=config.strength,
+        strength=strength,
         num_steps=config.num_steps,
         guidance=config.guidance,
     )

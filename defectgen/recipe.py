@@ -154,10 +154,26 @@ class Inpaint(Section):
         description="What drawing starts from, noised to `strength`: a real defect bent and blended into the place, "
         "the clean place itself, or a generated patch. No effect at strength 1, nor on paste and poisson.",
     )
-    strength: float = Field(0.6, gt=0, le=1, description="1: drawn afresh from noise; lower: nearer to the start.")
+    strength: tuple[float, float] = Field(
+        (0.6, 0.6),
+        description="1: drawn afresh from noise; lower: nearer to the start. A number, or a range that each drawing "
+        "takes one of.",
+    )
     num_steps: int = Field(10, ge=1, le=1000, description="Sampling steps.")
     guidance: float = Field(2.0, ge=1, description="Weight of the class in sampling; 1 is none.")
     feather_px: int = Field(3, ge=0, description="Width of the soft edge, in image pixels, inside the region.")
+
+    @field_validator("strength", mode="before")
+    @classmethod
+    def _as_range(cls, value: Any) -> Any:
+        return [value, value] if isinstance(value, (int, float)) else value
+
+    @field_validator("strength")
+    @classmethod
+    def _is_range(cls, value: tuple[float, float]) -> tuple[float, float]:
+        if not 0 < value[0] <= value[1] <= 1:
+            raise ValueError(f"must be a number above 0 and at most 1, or two such in rising order, got {list(value)}")
+        return value
 
 
 class Labels(Section):
@@ -210,6 +226,8 @@ class TrainYolo(Section):
     iterations: int = Field(300, ge=1, description="Optimizer steps, equal in every arm.")
     batch: int = Field(16, ge=1, description="Images per step.")
     learning_rate: float = Field(0.002, gt=0, description="AdamW's rate.")
+    mosaic: Fraction = Field(1.0, description="Chance of four images joined into one (ultralytics' mosaic).")
+    scale_jitter: Fraction = Field(0.5, description="Largest change of size in training, +- (ultralytics' scale).")
     real_share: Fraction = Field(0.5, description="Share of real samples among defective ones, in arms with synthetic.")
     clean_share: Fraction = Field(0.2, description="Share of clean images in every arm, as background.")
     seeds: list[int] = Field([0], min_length=1, description="One training per arm and seed.")

@@ -25,6 +25,7 @@ from defectgen.images import write_bytes_atomic
 from defectgen.recipe import DEFAULT_ARMS, Arm, Recipe
 from defectgen.run import read_sources, run_train_yolo
 from defectgen.studio import Progress, load_studio
+from defectgen.yolo.arm_files import read_json
 from defectgen.yolo.train import label_agreement
 from defectgen.yolo.verdict import CEILING, OWN_ARM
 
@@ -64,10 +65,8 @@ def run_bench(
 ) -> dict[str, Any]:
     """Every cell of the bench, and the summary of all that `out` holds of this profile.
 
-    Diagnostics and curves are of this call's cells alone.
-
-    What is done is kept, so that a stopped bench goes on. All cells share one test set; each seed draws other real
-    images, and with them everything else.
+    What is done is kept, so that a stopped bench goes on, and arms, budgets and seeds can be added: a cell keeps the
+    arms that it has. All cells share one test set; each seed draws other real images, and with them everything else.
 
     Args:
         pinned: fields of train_yolo that the user set for this run, which the profile then leaves alone.
@@ -79,19 +78,19 @@ def run_bench(
     plan = PROFILES[profile]
     ks, count = tuple(dict.fromkeys(ks or plan.ks)), num_seeds or plan.num_seeds
     settings = {name: value for name, value in plan.train_yolo.items() if name not in pinned}
-    settings |= {"arms": list(dict.fromkeys(arms or plan.arms)), "seeds": [0]}
     recipe = _with_fixed_split(recipe, out)
-    cells = {
-        (k, seed): cell_recipe(recipe, k, seed, settings)
-        for k in ks
-        for seed in range(recipe.seed, recipe.seed + count)
-    }
-    defects = _check_budgets(cells, out)
     folder = out / profile
     table = folder / "bench.jsonl"
-    rows = _other_rows(table, cells)
-    curves: list[dict[str, Any]] = []
-    diagnostics: list[dict[str, Any]] = []
+    before = _rows_on_disk(table)
+    cells = {}
+    for k in ks:
+        for seed in range(recipe.seed, recipe.seed + count):
+            there = [row["arm"] for row in before if (row["k"], row["seed"]) == (k, seed)]
+            chosen = [arm for arm in get_args(Arm) if arm in there or arm in (arms or plan.arms)]
+            cells[k, seed] = cell_recipe(recipe, k, seed, settings | {"arms": chosen, "seeds": [0]})
+    defects = _check_budgets(cells, out)
+    rows = [row for row in before if (row["k"], row["seed"]) not in cells]
+    diagnostics = [entry for entry in _diagnostics_on_disk(folder) if (entry["k"], entry["seed"]) not in cells]
     results: dict[str, Any] = {}
     for (k, seed), cell in cells.items():
         name = f"K {k}, seed {seed}"
@@ -112,15 +111,14 @@ def run_bench(
                 found["label_agreement"] = judged
             diagnostics.append({"k": k, "seed": seed, **found})
         for row in of_cell:
-            metrics = results["arms"][row["arm"]]["seeds"][0]["metrics"]
-            curves.append({"k": k, "seed": seed, "arm": row["arm"], **metrics["curves"]})
             figures = f"mAP50 {100 * row['map50']:.1f}, mAP50-95 {100 * row['map5095']:.1f}"
             progress(f"{name}, {row['arm']}", 0, 0, figures)
         rows.sort(key=lambda row: (row["k"], row["seed"]))
         write_bytes_atomic(table, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode())
+    diagnostics.sort(key=lambda entry: (entry["k"], entry["seed"]))
     summary = summarise(rows, num_test_images=results["test_images"]) | {"diagnostics": diagnostics}
     write_bytes_atomic(folder / "bench.json", (json.dumps(summary, indent=1, ensure_ascii=False) + "\n").encode())
-    write_plots(rows, curves, folder)
+    write_plots(rows, _curves(rows, folder), folder)
     return summary
 
 
@@ -149,15 +147,36 @@ def _check_budgets(cells: dict[tuple[int, int], Recipe], out: Path) -> dict[tupl
     return defects
 
 
-def _other_rows(table: Path, cells: Collection[tuple[int, int]]) -> list[dict[str, Any]]:
-    """The rows on disk that are not of `cells`."""
+def _rows_on_disk(table: Path) -> list[dict[str, Any]]:
     if not table.exists():
         return []
     try:
         rows = [json.loads(line) for line in table.read_text(encoding="utf-8").splitlines()]
-        return [row for row in rows if (row["k"], row["seed"]) not in cells]
+        return [row for row in rows if isinstance(row["k"] + row["seed"], int) and isinstance(row["arm"], str)]
     except (ValueError, KeyError, TypeError) as error:
         raise RunError(f"{table}: is damaged ({error}); delete it: what is done is read again from its runs") from None
+
+
+def _diagnostics_on_disk(folder: Path) -> list[dict[str, Any]]:
+    path = folder / "bench.json"
+    if not path.exists():
+        return []
+    try:
+        found: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))["diagnostics"]
+        return [entry for entry in found if isinstance(entry["k"] + entry["seed"], int)]
+    except (ValueError, KeyError, TypeError) as error:
+        raise RunError(f"{path}: is damaged ({error}); delete it: what is done is read again from its runs") from None
+
+
+def _curves(rows: Sequence[dict[str, Any]], folder: Path) -> list[dict[str, Any]]:
+    """The curves of every row whose run is still there."""
+    curves = []
+    for row in rows:
+        of_cell = read_json(folder / f"k{row['k']}" / f"seed{row['seed']}" / "yolo/results.json")
+        if of_cell is not None and row["arm"] in of_cell["arms"]:
+            (run,) = of_cell["arms"][row["arm"]]["seeds"]
+            curves.append({"k": row["k"], "seed": row["seed"], "arm": row["arm"], **run["metrics"]["curves"]})
+    return curves
 
 
 def cell_recipe(recipe: Recipe, k: int, seed: int, train_yolo: dict[str, Any]) -> Recipe:

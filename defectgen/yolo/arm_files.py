@@ -42,7 +42,7 @@ def write_arm(plan: Plan, arm: ArmPlan, out: Path, class_names: Sequence[str], p
         for origin in ("real", "synthetic"):
             if unused.get(origin):
                 progress(
-                    f"{arm.name}: {unused[origin]} {origin} images find no place in {plan.schedule.list_length} a round"
+                    f"{arm.name}: {unused[origin]} {origin} images find no place in {arm.schedule.list_length} a round"
                 )
         progress(f"{arm.name}: writing {len(arm.counts)} images")
         (folder / "samples.json").unlink(missing_ok=True)
@@ -55,9 +55,9 @@ def write_arm(plan: Plan, arm: ArmPlan, out: Path, class_names: Sequence[str], p
         content = {
             "arm": arm.name,
             "digest": digest,
-            "iterations": plan.schedule.iterations,
-            "epochs": plan.schedule.epochs,
-            "list_length": plan.schedule.list_length,
+            "iterations": arm.schedule.iterations,
+            "epochs": arm.schedule.epochs,
+            "list_length": arm.schedule.list_length,
             "counts": numbers,
             "available": arm.available,
             "files": plan.entries(arm.counts),

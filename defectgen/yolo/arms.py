@@ -20,7 +20,7 @@ import numpy as np
 
 from defectgen.errors import DataError
 from defectgen.images import sha256_file
-from defectgen.recipe import TrainYolo
+from defectgen.recipe import Arm, TrainYolo
 from defectgen.records import LabelledImage, Sources
 from defectgen.seeds import numpy_rng
 from defectgen.yolo.folder import read_yolo_folder
@@ -69,11 +69,14 @@ class ArmPlan:
     Attributes:
         counts: how often each sample stands in the list; all counts are at least 1.
         available: samples to choose from, per origin.
+        schedule: equal iterations in every arm. How they fall into epochs depends on the arm's own samples alone, so
+            that an arm more or less leaves the others as they are.
     """
 
     name: str
     counts: tuple[tuple[Sample, int], ...]
     available: dict[str, int]
+    schedule: Schedule
 
     @property
     def slug(self) -> str:
@@ -94,7 +97,6 @@ class Plan:
     test: tuple[Sample, ...]
     clean_stems: tuple[str, ...]
     num_clean_images: int
-    schedule: Schedule
     segment: bool
     file_sha256: dict[Path, str]
 
@@ -157,32 +159,10 @@ def plan_arms(*, config: TrainYolo, sources: Sources, synthetic: dict[str, Path]
             raise DataError(f"{synthetic[name]}: holds no labelled image for arm {name}; make the data set again")
 
     clean_share = config.clean_share if clean else 0.0
-    defective_share = 1 - clean_share
-    most_synthetic = max((len(samples) for samples in synthetic_samples.values()), default=0)
-    wanted = [
-        (most_synthetic, defective_share * (1 - config.real_share)),
-        (len(real), defective_share * (config.real_share if synthetic_samples else 1)),
-        (len(pools.get("full-real", ())), defective_share),
+    arms = [
+        _plan_arm(name, config, pools[name], clean, synthetic_samples.get(name, []), clean_share, seed)
+        for name in config.arms
     ]
-    needed = max(math.ceil(number / share / config.batch) if share > 0 else 0 for number, share in wanted)
-    schedule = make_schedule(config.iterations, config.batch, needed)
-    num_clean = round(schedule.list_length * clean_share)
-    num_defective = schedule.list_length - num_clean
-    arms = []
-    for name in config.arms:
-        num_real = num_defective if name in REAL_ALONE else round(num_defective * config.real_share)
-        shares = [
-            (pools[name], num_real),
-            (clean, num_clean),
-            (synthetic_samples.get(name, []), num_defective - num_real),
-        ]
-        counts = [
-            pair
-            for pool, slots in shares
-            for pair in draw(pool, slots, numpy_rng(seed, "yolo", "list", pool[0].origin if pool else ""))
-        ]
-        available = {"real": len(pools[name]), "clean": len(clean), "synthetic": len(synthetic_samples.get(name, []))}
-        arms.append(ArmPlan(name, tuple(counts), available))
 
     test = _samples(sources.test, "real", config.tile_px)
     test_clean = _samples(sources.test_clean, "clean", config.tile_px)
@@ -192,12 +172,37 @@ def plan_arms(*, config: TrainYolo, sources: Sources, synthetic: dict[str, Path]
         test=(*test, *test_clean),
         clean_stems=tuple(sample.stem for sample in test_clean),
         num_clean_images=len(sources.test_clean),
-        schedule=schedule,
         segment=segment,
         file_sha256={path: sha256_file(path) for path in sorted({sample.image.path for sample in every})},
     )
     _check_no_leak(plan)
     return plan
+
+
+def _plan_arm(
+    name: Arm,
+    config: TrainYolo,
+    real: Sequence[Sample],
+    clean: Sequence[Sample],
+    synthetic: Sequence[Sample],
+    clean_share: float,
+    seed: int,
+) -> ArmPlan:
+    real_share = (1 - clean_share) * (config.real_share if synthetic else 1)
+    wanted = ((real, real_share), (synthetic, 1 - clean_share - real_share))
+    needed = max(math.ceil(len(pool) / share / config.batch) if share > 0 else 0 for pool, share in wanted)
+    schedule = make_schedule(config.iterations, config.batch, needed)
+    num_clean = round(schedule.list_length * clean_share)
+    num_defective = schedule.list_length - num_clean
+    num_real = round(num_defective * config.real_share) if synthetic else num_defective
+    slots = ((real, num_real), (clean, num_clean), (synthetic, num_defective - num_real))
+    counts = tuple(
+        pair
+        for pool, number in slots
+        for pair in draw(pool, number, numpy_rng(seed, "yolo", "list", pool[0].origin if pool else ""))
+    )
+    available = {"real": len(real), "clean": len(clean), "synthetic": len(synthetic)}
+    return ArmPlan(name, counts, available, schedule)
 
 
 def make_schedule(iterations: int, batch: int, needed_batches: int = 0) -> Schedule:

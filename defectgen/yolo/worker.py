@@ -133,6 +133,8 @@ def _arguments(job: dict[str, Any], device: str, precision: str) -> dict[str, An
         "cache": "ram",
         "optimizer": "AdamW",
         "lr0": job["learning_rate"],
+        "mosaic": job["mosaic"],
+        "scale": job["scale"],
         "lrf": 0.01,
         "momentum": 0.9,
         "weight_decay": 0.0005,

@@ -13,7 +13,7 @@ import defectgen.bench.cells as cells
 from defectgen.bench.cells import run_bench
 from defectgen.errors import RunError
 from defectgen.images import encode_image
-from defectgen.recipe import Recipe
+from defectgen.recipe import DEFAULT_ARMS, Recipe
 
 
 class Runs:
@@ -35,7 +35,10 @@ class Runs:
             metrics["curves"] = {"precision_over_recall": [[0, 1], [1, 0]], "recall_over_false_alarms": []}
             run = {"metrics": metrics, "training": {"iterations": 7}, "device": "cpu", "date": "2026-01-01"}
             arms[arm] = {"seeds": [run]}
-        return {"arms": arms, "test_images": 12}
+        results = {"arms": arms, "test_images": 12}
+        (out / "yolo").mkdir(parents=True, exist_ok=True)
+        (out / "yolo/results.json").write_text(json.dumps(results))
+        return results
 
 
 @pytest.fixture
@@ -128,6 +131,10 @@ def test_rows_of_other_cells_stay_and_enter_the_summary(recipe: Recipe, tmp_path
     summary = bench(recipe, tmp_path, ks=[2])
     assert [(row["k"], row["seed"]) for row in read(tmp_path / "small")][::3] == [(2, 0), (2, 1), (5, 0), (5, 1)]
     assert list(summary["k"]) == ["2", "5"]
+    assert [(one["k"], one["seed"]) for one in summary["diagnostics"]] == [(2, 0), (2, 1), (5, 0), (5, 1)]
+    curves = cells._curves(read(tmp_path / "small"), tmp_path / "small")
+    assert [(one["k"], one["arm"]) for one in curves][:4] == [*((2, arm) for arm in DEFAULT_ARMS), (2, "real")]
+    assert len(curves) == 12 and curves[0]["precision_over_recall"] == [[0, 1], [1, 0]]
     assert {name: count >= 5 for name, count in read(tmp_path / "small")[-1]["defects"].items()} == {
         "scratch": True,
         "pit": True,
@@ -137,6 +144,13 @@ def test_rows_of_other_cells_stay_and_enter_the_summary(recipe: Recipe, tmp_path
     (tmp_path / "small/bench.jsonl").write_text("{")
     with pytest.raises(RunError, match=r"bench\.jsonl: is damaged"):
         bench(recipe, tmp_path, ks=[2])
+
+
+def test_an_arm_more_leaves_a_cell_the_arms_that_it_has(recipe: Recipe, tmp_path: Path, runs: Runs) -> None:
+    bench(recipe, tmp_path, ks=[5], num_seeds=1)
+    bench(recipe, tmp_path, ks=[5], num_seeds=2, arms=["full-real"])
+    arms = [(row["seed"], row["arm"]) for row in read(tmp_path / "small")]
+    assert arms == [*((0, arm) for arm in [*DEFAULT_ARMS, "full-real"]), (1, "full-real")]
 
 
 def test_budget_that_cannot_be_met_or_not_varied_is_refused(toys: Any, tmp_path: Path, runs: Runs) -> None:

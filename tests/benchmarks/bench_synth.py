@@ -164,7 +164,7 @@ class Bench:
             ("defect, poisson", MICRO_BATCH, lambda: self.defects("poisson")),
             ("defect, diffusion 1", MICRO_BATCH, lambda: self.defects("diffusion")),
             ("copy a real defect in", MICRO_BATCH, self.copies),
-            ("defect, diffusion over a copy", MICRO_BATCH, lambda: self.defects("diffusion", self.config.strength)),
+            ("defect, diffusion over a copy", MICRO_BATCH, lambda: self.defects("diffusion", self.config.strength[1])),
             ("encode png", 1, lambda: encode_image(self.image, "png")),
             ("encode jpg", 1, lambda: encode_image(self.image, "jpg")),
         ]

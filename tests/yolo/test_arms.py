@@ -15,13 +15,14 @@ ARMS = ["real", "real+copy-paste", "real+defectgen"]
 
 @pytest.fixture
 def plan_with(tmp_path, make_sources, make_synthetic):
+    synthetic = {
+        "real+copy-paste": make_synthetic(tmp_path / "pasted", 7, seed=7),
+        "real+defectgen": make_synthetic(tmp_path / "generated", 11, seed=8),
+    }
+    sources = make_sources(tmp_path / "sources")
+
     def plan(**settings):
         config = TrainYolo(**{"iterations": 40, "batch": 10, "arms": ARMS, **settings})
-        synthetic = {
-            "real+copy-paste": make_synthetic(tmp_path / "pasted", 7, seed=7),
-            "real+defectgen": make_synthetic(tmp_path / "generated", 11, seed=8),
-        }
-        sources = make_sources(tmp_path / "sources")
         return plan_arms(config=config, sources=sources, synthetic=synthetic, seed=5)
 
     return plan
@@ -36,13 +37,23 @@ def _totals(arm):
 
 def test_arms_have_equal_lists_and_the_stated_shares(plan_with):
     plan = plan_with()
-    assert plan.schedule.list_length == 100  # ten batches of ten, four rounds
-    assert plan.schedule.epochs == 4
+    for arm in plan.arms:
+        assert arm.schedule.list_length == 100  # ten batches of ten, four rounds
+        assert arm.schedule.epochs == 4
     assert [_totals(arm) for arm in plan.arms] == [
         {"real": 80, "synthetic": 0, "clean": 20},
         {"real": 40, "synthetic": 40, "clean": 20},
         {"real": 40, "synthetic": 40, "clean": 20},
     ]
+
+
+def test_an_arm_is_the_same_whichever_others_there_are(plan_with):
+    # So small a share that eleven synthetic images need long epochs.
+    settings = {"iterations": 400, "batch": 2, "real_share": 0.9}
+    alone = {name: plan_with(arms=[name], **settings).arms[0] for name in ("real", "real+defectgen")}
+    together = plan_with(arms=["real", "real+defectgen", "full-real"], **settings)
+    assert alone["real"].schedule.list_length < alone["real+defectgen"].schedule.list_length
+    assert [alone["real"], alone["real+defectgen"]] == list(together.arms[:2])
 
 
 def test_real_share_is_kept(plan_with):
