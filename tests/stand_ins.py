@@ -10,9 +10,11 @@ import cv2
 import numpy as np
 
 from defectgen.crops import centre
+from defectgen.dataset.write import finish, write_composite
 from defectgen.diffusion.pipelines import DefectOutput
 from defectgen.images import encode_image, read_rgb
 from defectgen.inpaint.placement import Model
+from defectgen.recipe import Recipe
 from defectgen.records import Annotation, Composite, LabelledImage, Sources
 from defectgen.studio import Studio, real_crops
 
@@ -69,6 +71,21 @@ def make_studio(
     models = [Model(crop, np.ascontiguousarray(centre(crop.image, SIDE))) for crop in real_crops(recipe, sources)]
     classes = len(sources.class_names)
     return Studio(Blobs(), models, screen, [margin] * classes, [least_contrast] * classes, "f00d")  # type: ignore[arg-type]
+
+
+def made_set(folder: Path, recipe: Recipe, sources: Sources, composites: list[Composite]) -> Path:
+    """A complete data set of `composites` in `folder`."""
+    for composite in composites:
+        write_composite(folder, composite, image_format="png", task="detect", class_names=sources.class_names)
+    finish(
+        folder,
+        recipe_yaml=recipe.to_yaml(),
+        class_names=sources.class_names,
+        task="detect",
+        num_images=len(composites),
+        fingerprint="f00d",
+    )
+    return folder
 
 
 def changed(composite: Composite) -> np.ndarray:

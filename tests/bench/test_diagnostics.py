@@ -8,15 +8,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from stand_ins import make_studio
+from stand_ins import made_set, make_studio
 
 from defectgen.bench.diagnostics import _squared_mmd, diagnose
 from defectgen.compose import compose
 from defectgen.controls import compose_copy_paste
 from defectgen.dataset.manifest import read_manifest
-from defectgen.dataset.write import finish, write_composite
 from defectgen.images import read_rgb
-from defectgen.recipe import Recipe
 from defectgen.records import Composite, PlacedDefect, Rejection, Sources
 from defectgen.windows import Window
 
@@ -28,20 +26,6 @@ class Pixels:
         count, side = len(images), images.shape[1]
         inside = np.where(regions[..., None], images, 0).astype(np.float32)
         return inside.reshape(count, side // 4, 4, side // 4, 4, 3).mean(axis=(2, 4)).reshape(count, -1) / 255
-
-
-def made_set(folder: Path, recipe: Recipe, sources: Sources, composites: list[Composite]) -> Path:
-    for composite in composites:
-        write_composite(folder, composite, image_format="png", task="detect", class_names=sources.class_names)
-    finish(
-        folder,
-        recipe_yaml=recipe.to_yaml(),
-        class_names=sources.class_names,
-        task="detect",
-        num_images=len(composites),
-        fingerprint="f00d",
-    )
-    return folder
 
 
 def test_set_is_told_by_its_distance_to_the_real_defects(toys: Any, demo_sources: Sources, tmp_path: Path) -> None:

@@ -10,10 +10,9 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
-from stand_ins import make_studio
+from stand_ins import made_set, make_studio
 
 from defectgen.compose import compose
-from defectgen.dataset.write import finish, write_composite
 from defectgen.diffusion.pipelines import DefectOutput
 from defectgen.recipe import TrainYolo
 from defectgen.records import Sources
@@ -54,17 +53,8 @@ def test_noise_in_place_of_defects_is_not_said_to_help(
     studio = make_studio(recipe, sources)
     plain = [replace(model, twin=np.full_like(model.twin, 100)) for model in studio.models]
     studio = replace(studio, pipeline=Noise(), models=plain)
-    folder = tmp_path / "noise"
-    for index in range(24):
-        composite = compose(recipe, sources, studio, index)
-        write_composite(folder, composite, image_format="png", task="detect", class_names=sources.class_names)
-    finish(
-        folder,
-        recipe_yaml=recipe.to_yaml(),
-        class_names=sources.class_names,
-        task="detect",
-        num_images=24,
-        fingerprint="f00d",
+    folder = made_set(
+        tmp_path / "noise", recipe, sources, [compose(recipe, sources, studio, index) for index in range(24)]
     )
     config = TrainYolo(imgsz=64, batch=8, iterations=150, seeds=[0, 1, 2], arms=["real", "real+defectgen"])
     results = train_arms(
