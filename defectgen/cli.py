@@ -262,9 +262,10 @@ def train_yolo(
         if as_json:
             _print_json(results)
         else:
-            from defectgen.yolo.results import results_table, verdict_line
+            from defectgen.yolo.results import results_tables, verdict_line
 
-            stdout.print(results_table(results))
+            for table in results_tables(results):
+                stdout.print(table)
             stdout.print(verdict_line(results), markup=False, highlight=False)
             stdout.print(str(folder / "yolo" / results["best"]["weights"]), soft_wrap=True, highlight=False)
 

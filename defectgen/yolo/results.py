@@ -82,27 +82,39 @@ def verdict_line(results: dict[str, Any]) -> str:
     return str(results["verdict"]["sentence"])
 
 
-def results_table(results: dict[str, Any]) -> Table:
-    """One row per arm: means over the seeds, in percent; a dash where the test set cannot tell."""
+def results_tables(results: dict[str, Any]) -> list[Table]:
+    """The arms, and with several classes each class's AP50 in every arm: means over the seeds, in percent; a dash where
+    the test set cannot tell. Two, as one with a column per class is wider than a terminal.
+    """
+    from rich.markup import escape
     from rich.table import Table
 
     num_seeds = max(len(arm["seeds"]) for arm in results["arms"].values())
     seeds = f"{num_seeds} seeds" if num_seeds > 1 else "1 seed"
-    table = Table(
+    by_arm = Table(
+        "arm",
         title=f"YOLO on {results['test_images']} real held-out images, {seeds}, percent",
         caption="recall@FP: share of defects found at one false alarm per 100 clean images",
     )
     masks = any(arm["mean"]["mask_map50_95"] is not None for arm in results["arms"].values())
-    table.add_column("arm")
-    headings = ["mAP50", "mAP50-95", "recall@FP"]
-    headings += ["mask mAP50-95"] if masks else []
-    for heading in [*headings, *(f"AP50\n{name}" for name in results["classes"])]:
-        table.add_column(heading, justify="right")
+    for heading in ["mAP50", "mAP50-95", "recall@FP"] + (["mask mAP50-95"] if masks else []):
+        by_arm.add_column(heading, justify="right")
     for name, arm in results["arms"].items():
         mean = arm["mean"]
         values = [mean["map50"], mean["map50_95"], mean["recall_at_fp"]]
         values += [mean["mask_map50_95"]] if masks else []
-        values += [row["ap50"] for row in mean["per_class"]]
         style = "bold" if name == results["best"]["arm"] else None
-        table.add_row(name, *("–" if value is None else f"{100 * value:.1f}" for value in values), style=style)
-    return table
+        by_arm.add_row(name, *(_percent(value) for value in values), style=style)
+    if len(results["classes"]) == 1:
+        return [by_arm]
+    by_class = Table("class", title="AP50 per class")
+    by_class.add_column("test defects", justify="right")
+    for name in results["arms"]:
+        by_class.add_column(name.replace("+", "+\n"), justify="right")
+    for rows in zip(*(arm["mean"]["per_class"] for arm in results["arms"].values()), strict=True):
+        by_class.add_row(escape(rows[0]["class"]), str(rows[0]["defects"]), *(_percent(row["ap50"]) for row in rows))
+    return [by_arm, by_class]
+
+
+def _percent(value: float | None) -> str:
+    return "–" if value is None else f"{100 * value:.1f}"

@@ -1,3 +1,4 @@
+import io
 import json
 import os
 import subprocess
@@ -5,11 +6,12 @@ import sys
 from types import SimpleNamespace
 
 import pytest
+from rich.console import Console
 
 from defectgen.errors import RunError, UsageError
 from defectgen.recipe import TrainYolo
 from defectgen.yolo.environment import _container_cores, num_threads, worker_environment
-from defectgen.yolo.results import collect_results, mean_metrics, results_table, verdict_line
+from defectgen.yolo.results import collect_results, mean_metrics, results_tables, verdict_line
 from defectgen.yolo.train import resolve_model, train_arms
 
 
@@ -72,12 +74,29 @@ def test_means_over_seeds_leave_out_what_is_not_known():
     assert [row["ap50"] for row in mean["per_class"]] == [pytest.approx(0.5), None]
 
 
-def test_table_shows_percent_and_a_dash_for_the_unknown():
+def test_tables_show_percent_and_a_dash_for_the_unknown():
     runs = [_run(0.4, None)]
-    arms = {"real": {"seeds": runs, "mean": mean_metrics(runs)}}
+    arms = {name: {"seeds": runs, "mean": mean_metrics(runs)} for name in ("real", "real+copy-paste")}
     results = {"arms": arms, "classes": ["scratch", "spot"], "test_images": 3, "best": {"arm": "real"}}
-    table = results_table(results)
-    assert [next(iter(column.cells)) for column in table.columns] == ["real", "40.0", "20.0", "–", "40.0", "–"]
+    by_arm, by_class = results_tables(results)
+    assert [list(column.cells) for column in by_arm.columns] == [
+        ["real", "real+copy-paste"],
+        *[[n] * 2 for n in ("40.0", "20.0", "–")],
+    ]
+    assert [list(column.cells) for column in by_class.columns] == [
+        ["scratch", "spot"],
+        ["3", "0"],
+        *[["40.0", "–"]] * 2,
+    ]
+    # Six classes and three arms fit a terminal of 80 columns.
+    wide = {
+        name: {**arm, "mean": {**arm["mean"], "per_class": arm["mean"]["per_class"] * 3}} for name, arm in arms.items()
+    }
+    console = Console(width=80, record=True, file=io.StringIO())
+    for table in results_tables({**results, "arms": wide | {"real+defectgen": wide["real"]}}):
+        console.print(table)
+    shown = console.export_text()
+    assert "…" not in shown and "defectgen" in shown
 
 
 def test_two_seeds_give_a_verdict_and_one_says_what_it_takes():
