@@ -32,6 +32,12 @@ app.add_typer(recipe_app, name="recipe")
 
 stdout, stderr = Console(), Console(stderr=True)
 
+Focus = Annotated[
+    Path | None,
+    typer.Option(
+        "--focus", metavar="RESULTS", help="Make more of what a detector misses: results.json of a run on a fold."
+    ),
+]
 RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe file, as in recipes/.")]
 Out = Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Run folder. Default: runs/<recipe name>.")]
 Set = Annotated[list[str] | None, typer.Option("--set", metavar="A.B=VALUE", help="Override a recipe field.")]
@@ -98,7 +104,12 @@ def _command() -> str:
     return " ".join(["defectgen", *sys.argv[1:]])
 
 
-def _load(path: Path, overrides: list[str] | None, out: Path | None) -> tuple[Recipe, Path]:
+def _load(path: Path, overrides: list[str] | None, out: Path | None, focus: Path | None = None) -> tuple[Recipe, Path]:
+    overrides = list(overrides or [])
+    if focus is not None:
+        from defectgen.yolo.results import missed_weights
+
+        overrides.append(f"place.class_weights={json.dumps(missed_weights(focus))}")
     recipe = load_recipe(path, overrides)
     return recipe, out if out is not None else Path("runs") / recipe.name
 
@@ -170,11 +181,12 @@ def synth(
     overrides: Set = None,
     workers: Workers = None,
     as_json: AsJson = False,
+    focus: Focus = None,
     overwrite: Overwrite = False,
 ) -> None:
     """Make the YOLO data set, fitting first where needed."""
     with _reported(_command()):
-        recipe, folder = _load(recipe_path, overrides, out)
+        recipe, folder = _load(recipe_path, overrides, out, focus)
         from defectgen.run import available_cores, run_synth
 
         summary = run_synth(
@@ -248,12 +260,13 @@ def train_yolo(
     arms: Annotated[str | None, typer.Option("--arms", help="Comma-separated; default: the recipe's.")] = None,
     workers: Workers = None,
     as_json: AsJson = False,
+    focus: Focus = None,
     overwrite: Overwrite = False,
 ) -> None:
     """Train YOLO11 per arm and judge it on held-out real parts, making what is missing first."""
     with _reported(_command()):
         chosen = [f"train_yolo.arms=[{arms}]"] if arms else []
-        recipe, folder = _load(recipe_path, [*(overrides or []), *chosen], out)
+        recipe, folder = _load(recipe_path, [*(overrides or []), *chosen], out, focus)
         from defectgen.run import available_cores, run_train_yolo
 
         results = run_train_yolo(

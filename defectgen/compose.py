@@ -110,7 +110,9 @@ def _fill(
         model = studio.models[number]
         by_class.setdefault(model.crop.class_id or 0, []).append(number)
     low, high = recipe.place.per_image
-    wanted = [int(rng.choice(sorted(by_class))) for _ in range(int(rng.integers(low, high + 1)))]
+    classes = sorted(by_class)
+    shares = _shares(recipe, sources, classes)
+    wanted = [int(rng.choice(classes, p=shares)) for _ in range(int(rng.integers(low, high + 1)))]
     allowed = _allowed(recipe, base)
     for round_number in range(recipe.screen.max_attempts):
         if not wanted:
@@ -145,6 +147,21 @@ def _fill(
                 filled.add(slot)
         wanted = [class_id for slot, class_id in enumerate(wanted) if slot not in filled]
     return canvas
+
+
+def _shares(recipe: Recipe, sources: Sources, classes: Sequence[int]) -> np.ndarray | None:
+    """The chance of each of `classes`; None for equal ones.
+
+    Raises:
+        RunError: all their weights are 0.
+    """
+    if not recipe.place.class_weights:
+        return None
+    weights = np.array([recipe.place.class_weights.get(sources.class_names[class_id], 1.0) for class_id in classes])
+    if weights.sum() == 0:
+        names = ", ".join(sources.class_names[class_id] for class_id in classes)
+        raise RunError(f"place.class_weights: every class with real defects ({names}) has weight 0; raise one")
+    return np.asarray(weights / weights.sum())
 
 
 def _place(

@@ -124,6 +124,9 @@ class Place(Section):
     """Where defects go, learned from the surroundings of the real ones."""
 
     per_image: tuple[int, int] = Field((1, 3), description="Fewest and most synthetic defects per image.")
+    class_weights: dict[str, Annotated[float, Field(ge=0)]] = Field(
+        {}, description="How often a class is placed, relative to the others; 1 where it is not named, 0: never."
+    )
     max_overlap: Fraction = Field(0.0, description="Largest overlap (IoU of boxes) with another label in the image.")
     scale: tuple[float, float] = Field((0.85, 1.2), description="Size of a placement over that of its real model.")
     rotate_deg: float = Field(0.0, ge=0, le=180, description="Largest rotation of the real model, +-.")

@@ -268,6 +268,17 @@ def test_synth_prints_the_summary_as_json_alone(made: tuple[Path, dict[str, Any]
     assert set(summary["classes"]) == {"scratch", "pit", "stain", "dent"}
 
 
+def test_focus_makes_more_of_what_a_detector_misses(run: Run, recipe: Path, fitted: Any, tmp_path: Path) -> None:
+    rows = [{"class": name, "ap50": float(name != "pit")} for name in ("scratch", "pit", "stain", "dent")]
+    results = tmp_path / "results.json"
+    results.write_text(json.dumps({"arms": {"real": {"mean": {"per_class": rows}}}, "best": {"arm": "real"}}))
+    out = Path(shutil.copytree(fitted.out, tmp_path / "run"))
+    result = run("synth", recipe, "--out", out, "--workers", "1", "--focus", results)
+    assert result.exit_code == 0, result.output
+    weights = yaml.safe_load((out / "recipe.yaml").read_text())["place"]["class_weights"]
+    assert weights == {"scratch": 0.1, "pit": 1.0, "stain": 0.1, "dent": 0.1}
+
+
 def test_synth_shows_a_table_and_where_to_look(run: Run, recipe: Path, made: tuple[Path, dict[str, Any]]) -> None:
     out, _ = made
     result = run("synth", recipe, "--out", out)

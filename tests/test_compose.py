@@ -60,6 +60,23 @@ def test_another_seed_gives_other_images(recipe: Any, demo_sources: Sources, stu
     assert one.placed and other.placed and one.placed != other.placed
 
 
+def test_classes_are_placed_as_often_as_their_weights_say(toys: Any, demo_sources: Sources, studio: Studio) -> None:
+    def placed(**weights: float) -> Counter[str]:
+        recipe = toys.recipe(
+            inpaint=FROM_PLACE, synth={"num_images": 12, "clean_share": 0}, place={"class_weights": weights}
+        )
+        made = composites(recipe, demo_sources, studio)
+        return Counter(demo_sources.class_names[one.class_id] for composite in made for one in composite.placed)
+
+    first, second, *others = demo_sources.class_names
+    assert set(placed()) == set(demo_sources.class_names)
+    assert set(placed(**dict.fromkeys(others, 0.0))) == {first, second}
+    counts = placed(**dict.fromkeys(others, 0.0), **{first: 9.0})
+    assert counts[first] > 3 * counts[second]
+    with pytest.raises(RunError, match=r"place\.class_weights: every class with real defects \(.*\) has weight 0"):
+        placed(**dict.fromkeys(demo_sources.class_names, 0.0))
+
+
 @pytest.mark.parametrize(
     ("num_images", "share", "expected"), [(12, 0.25, 3), (10, 0, 0), (10, 0.15, 2), (3, 1, 2), (1, 1, 0)]
 )

@@ -18,7 +18,7 @@ from defectgen.dataset.manifest import read_manifest
 from defectgen.dataset.verify import verify_dataset
 from defectgen.errors import DataError, DefectgenError, RunError
 from defectgen.images import encode_image, read_rgb
-from defectgen.run import available_cores, open_run, run_fit, run_synth, run_train_yolo, task_of
+from defectgen.run import available_cores, open_run, read_sources, run_fit, run_synth, run_train_yolo, task_of
 
 pytestmark = pytest.mark.usefixtures("short_fitting")
 
@@ -371,6 +371,14 @@ def test_unusable_data_stops_the_run_before_anything_is_made(fitted: Any, out: P
     with pytest.raises(DataError, match=rf"{image.name}: "):
         run_fit(fitted.recipe, out, progress=silent)
     assert names(out) == ["demo", "recipe.yaml"]
+
+
+def test_weight_of_an_unknown_class_is_refused(out: Path, toys: Any) -> None:
+    recipe = toys.recipe(place={"class_weights": {"scratch": 2, "dnet": 2}})
+    with pytest.raises(
+        DataError, match=r"place\.class_weights: no class .dnet. in the data; its classes are scratch"
+    ):
+        read_sources(recipe, out)
 
 
 def test_detector_needs_held_out_real_images(out: Path, fitted: Any) -> None:

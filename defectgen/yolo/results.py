@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from defectgen.errors import UsageError
 from defectgen.recipe import TrainYolo
 from defectgen.yolo.arms import Plan
-from defectgen.yolo.verdict import CEILING, judge
+from defectgen.yolo.verdict import CEILING, OWN_ARM, judge
 
 if TYPE_CHECKING:
     from rich.table import Table
 
+# A class that the detector finds already is still made.
+LEAST_WEIGHT = 0.1
 _FIGURES = (
     "map50",
     "map50_95",
@@ -56,6 +61,30 @@ def collect_results(
         "verdict": None if verdict is None else {**asdict(verdict), "sentence": verdict.sentence(test_images)},
         "best": {"arm": best, "seed": first["seed"], "weights": first["weights"]},
     }
+
+
+def missed_weights(path: Path) -> dict[str, float]:
+    """Class weights for what a detector misses: 1 - AP50 per class, from results.json of an earlier run.
+
+    Of the arm `real+defectgen`, else of the best. A class without a test defect gets the mean of the others; none gets
+    less than LEAST_WEIGHT. The results must come from a fold of the training groups: chosen by a test set, what is made
+    would be fitted to it.
+
+    Raises:
+        UsageError: `path` holds no results.
+    """
+    try:
+        results = json.loads(path.read_text(encoding="utf-8"))
+        arms = results["arms"]
+        per_class = arms[OWN_ARM if OWN_ARM in arms else results["best"]["arm"]]["mean"]["per_class"]
+        scores: dict[str, float | None] = {str(row["class"]): row["ap50"] for row in per_class}
+        known = [float(score) for score in scores.values() if score is not None]
+    except OSError as error:
+        raise UsageError(f"--focus: cannot read {path}: {error.strerror}; name a results.json of train-yolo") from None
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise UsageError(f"--focus: {path} holds no results of train-yolo; name its yolo/results.json") from None
+    mean = sum(known) / len(known) if known else 0.0
+    return {name: round(max(1 - (mean if score is None else score), LEAST_WEIGHT), 3) for name, score in scores.items()}
 
 
 def mean_metrics(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:

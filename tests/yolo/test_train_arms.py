@@ -11,7 +11,7 @@ from rich.console import Console
 from defectgen.errors import RunError, UsageError
 from defectgen.recipe import TrainYolo
 from defectgen.yolo.environment import _container_cores, num_threads, worker_environment
-from defectgen.yolo.results import collect_results, mean_metrics, results_tables, verdict_line
+from defectgen.yolo.results import collect_results, mean_metrics, missed_weights, results_tables, verdict_line
 from defectgen.yolo.train import resolve_model, train_arms
 
 
@@ -97,6 +97,27 @@ def test_tables_show_percent_and_a_dash_for_the_unknown():
         console.print(table)
     shown = console.export_text()
     assert "…" not in shown and "defectgen" in shown
+
+
+def test_weights_follow_what_the_detector_misses(tmp_path):
+    rows = [
+        {"class": "pit", "ap50": 0.2},
+        {"class": "dent", "ap50": 0.6},
+        {"class": "stain", "ap50": None},
+        {"class": "scratch", "ap50": 1.0},
+    ]
+    other = [{**row, "ap50": 0.5} for row in rows]
+    arms = {"real": {"mean": {"per_class": other}}, "real+defectgen": {"mean": {"per_class": rows}}}
+    path = tmp_path / "results.json"
+    path.write_text(json.dumps({"arms": arms, "best": {"arm": "real"}}))
+    assert missed_weights(path) == {"pit": 0.8, "dent": 0.4, "stain": 0.4, "scratch": 0.1}
+    path.write_text(json.dumps({"arms": {"real": arms["real"]}, "best": {"arm": "real"}}))
+    assert set(missed_weights(path).values()) == {0.5}
+    path.write_text("[]")
+    with pytest.raises(UsageError, match=r"--focus: .*results\.json holds no results of train-yolo"):
+        missed_weights(path)
+    with pytest.raises(UsageError, match="--focus: cannot read"):
+        missed_weights(tmp_path / "none.json")
 
 
 def test_two_seeds_give_a_verdict_and_one_says_what_it_takes():
