@@ -26,8 +26,9 @@ from defectgen.windows import crop_window, resize
 
 # Windows drawn together. Fixed, since the size of a batch changes the last bits of what is drawn in it.
 MICRO_BATCH = 4
-# So many real defects are tried for one that has a place like its own.
-MODELS_TRIED = 16
+# So many real defects are tried for one that has a place like its own, each in so many turns and sizes: tried in one,
+# those that stand on plain product would be followed nearly always.
+MODELS_TRIED, TURNS_TRIED = 8, 6
 
 
 @dataclass
@@ -179,20 +180,22 @@ def _place(
     on flat product, which is what most of an image is like, nothing differs.
     """
     for _ in range(MODELS_TRIED):
-        placement = find_place(
-            image,
-            studio.models,
-            numbers[int(rng.integers(len(numbers)))],
-            turn=draw_turn(rng, recipe.place),
-            scale=float(rng.uniform(*recipe.place.scale)),
-            taken=taken,
-            max_overlap=recipe.place.max_overlap,
-            allowed=allowed,
-            top=recipe.place.top,
-            rng=rng,
-        )
-        if placement is not None:
-            return placement
+        number = numbers[int(rng.integers(len(numbers)))]
+        for _ in range(TURNS_TRIED):
+            placement = find_place(
+                image,
+                studio.models,
+                number,
+                turn=draw_turn(rng, recipe.place),
+                scale=float(rng.uniform(*recipe.place.scale)),
+                taken=taken,
+                max_overlap=recipe.place.max_overlap,
+                allowed=allowed,
+                top=recipe.place.top,
+                rng=rng,
+            )
+            if placement is not None:
+                return placement
     return None
 
 

@@ -159,6 +159,7 @@ def fit(recipe: Recipe, sources: Sources, folder: Path, *, progress: Progress) -
     )
     photographed = golden_windows(
         crops,
+        sources.train,
         sources.train_clean,
         window_px=window_px,
         progress=lambda done, total: progress("clean twins among clean images", done, total, ""),

