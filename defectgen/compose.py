@@ -204,13 +204,14 @@ class _Drawn:
     """A window with a defect in it: `image` uint8 (p, p, 3), `outline` uint8 (p, p), 255 on the defect.
 
     `start`, uint8 (side, side, 3), is what it was drawn over, in image pixels, and `copied`, bool (side, side), where
-    in it a real defect was copied; None for the clean window.
+    in it a real defect was copied; None for the clean window. `strength`: of the drawing; None for a blended patch.
     """
 
     image: np.ndarray
     outline: np.ndarray
     start: np.ndarray | None = None
     copied: np.ndarray | None = None
+    strength: float | None = None
 
 
 def _draw(
@@ -252,10 +253,11 @@ def _draw(
         num_steps=config.num_steps,
         guidance=config.guidance,
     )
-    return [
-        _Drawn(output.images[i], np.round(output.masks[i] * 255).astype(np.uint8), starts[i].start, starts[i].copied)
-        for i in range(len(placements))
+    drawn = [
+        _Drawn(image, np.round(mask * 255).astype(np.uint8), start.start, start.copied, strength)
+        for image, mask, start in zip(output.images, output.masks, starts, strict=True)
     ]
+    return drawn[: len(placements)]
 
 
 def _patches(recipe: Recipe, studio: Studio, placements: Sequence[Placement], seeds: Sequence[int]) -> list[_Drawn]:
@@ -350,7 +352,7 @@ def _judge(
     touched = int((taken & np.any(image != canvas.image, axis=2)).sum())
     if touched and recipe.place.max_overlap == 0:
         return refuse("overlaps another label", f"{touched} of its pixels changed")
-    scores: dict[str, Any] = {}
+    scores: dict[str, Any] = {} if drawn.strength is None else {"strength": round(drawn.strength, 3)}
     if recipe.screen.classifier:
         probabilities = studio.screen.probabilities(after, placement.region, model=placement.model)
         probability = float(probabilities[placement.class_id])

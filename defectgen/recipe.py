@@ -158,7 +158,7 @@ class Inpaint(Section):
         "the clean place itself, or a generated patch. No effect at strength 1, nor on paste and poisson.",
     )
     strength: tuple[float, float] = Field(
-        (0.6, 0.6),
+        (0.1, 0.6),
         description="1: drawn afresh from noise; lower: nearer to the start. A number, or a range that each drawing "
         "takes one of.",
     )

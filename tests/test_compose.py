@@ -60,6 +60,14 @@ def test_another_seed_gives_other_images(recipe: Any, demo_sources: Sources, stu
     assert one.placed and other.placed and one.placed != other.placed
 
 
+def test_each_drawing_takes_a_strength_of_the_range_and_the_manifest_says_which(
+    toys: Any, demo_sources: Sources, studio: Studio
+) -> None:
+    recipe = toys.recipe(inpaint=FROM_PLACE | {"strength": [0.2, 0.7]}, synth={"num_images": 8, "clean_share": 0})
+    strengths = {one.placement["strength"] for made in composites(recipe, demo_sources, studio) for one in made.placed}
+    assert len(strengths) >= 6 and 0.2 <= min(strengths) < 0.4 < 0.5 < max(strengths) <= 0.7
+
+
 def test_classes_are_placed_as_often_as_their_weights_say(toys: Any, demo_sources: Sources, studio: Studio) -> None:
     def placed(**weights: float) -> Counter[str]:
         recipe = toys.recipe(

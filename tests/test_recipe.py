@@ -51,6 +51,14 @@ def test_unknown_field_of_a_nested_optional_section_is_named(tmp_path: Path) -> 
     assert _message(path) == f"{path}: data.demo.test_part: unknown field; did you mean test_parts?"
 
 
+def test_strength_is_a_number_or_a_range(tmp_path: Path) -> None:
+    assert load_recipe(_write(tmp_path, inpaint={"strength": 0.5})).inpaint.strength == (0.5, 0.5)
+    assert load_recipe(_write(tmp_path, inpaint={"strength": [0.2, 1]})).inpaint.strength == (0.2, 1)
+    for wrong in (0, 1.2, [0.6, 0.2], [0, 0.5]):
+        path = _write(tmp_path, inpaint={"strength": wrong})
+        assert "inpaint.strength: must be a number above 0 and at most 1, or two such in rising order" in _message(path)
+
+
 def test_all_faults_are_reported_at_once_with_place_and_value(tmp_path: Path) -> None:
     path = _write(
         tmp_path,
