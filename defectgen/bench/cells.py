@@ -89,7 +89,7 @@ def run_bench(
             chosen = [arm for arm in get_args(Arm) if arm in there or arm in (arms or plan.arms)]
             cells[k, seed] = cell_recipe(recipe, k, seed, settings | {"arms": chosen, "seeds": [0]})
     defects = _check_budgets(cells, out)
-    rows = [row for row in before if (row["k"], row["seed"]) not in cells]
+    rows = before
     diagnostics = [entry for entry in _diagnostics_on_disk(folder) if (entry["k"], entry["seed"]) not in cells]
     results: dict[str, Any] = {}
     for (k, seed), cell in cells.items():
@@ -101,6 +101,8 @@ def run_bench(
         run = folder / f"k{k}" / f"seed{seed}"
         results = run_train_yolo(cell, run, workers=workers, progress=report, overwrite=overwrite)
         of_cell = cell_rows(results, recipe=recipe.name, profile=profile, k=k, seed=seed)
+        # Until a cell is done again, its rows stay: they say which arms it has.
+        rows = [row for row in rows if (row["k"], row["seed"]) != (k, seed)]
         rows += [row | {"defects": defects[k, seed]} for row in of_cell]
         if OWN_ARM in results["arms"]:
             found = _diagnostics(cell, run)
@@ -154,7 +156,7 @@ def _rows_on_disk(table: Path) -> list[dict[str, Any]]:
         rows = [json.loads(line) for line in table.read_text(encoding="utf-8").splitlines()]
         return [row for row in rows if isinstance(row["k"] + row["seed"], int) and isinstance(row["arm"], str)]
     except (ValueError, KeyError, TypeError) as error:
-        raise RunError(f"{table}: is damaged ({error}); delete it: what is done is read again from its runs") from None
+        raise RunError(f"{table}: is damaged ({error}); delete it, and name all --arms again: trainings that are done are kept") from None
 
 
 def _diagnostics_on_disk(folder: Path) -> list[dict[str, Any]]:

@@ -24,7 +24,7 @@ _COLOURS = {
 def write_plots(rows: Sequence[dict[str, Any]], curves: Sequence[dict[str, Any]], out: Path) -> list[Path]:
     """Writes map_over_k.png, gain_per_class.png, precision_recall.png and false_alarms.png; those with something on."""
     k = max(row["k"] for row in rows)
-    # Rows of earlier calls come without their curves.
+    # A run that was deleted has none.
     k_of_curves = max((curve["k"] for curve in curves), default=k)
     of_k = [curve for curve in curves if curve["k"] == k_of_curves]
     drawings: dict[str, Callable[[Any], bool]] = {
@@ -71,14 +71,16 @@ def _map_over_k(axes: Any, rows: Sequence[dict[str, Any]]) -> bool:
     arms = _arms(rows)
     for position, arm in enumerate(arms):
         means, lows, highs = [], [], []
-        for k in ks:
-            values = [100 * row["map5095"] for row in rows if row["k"] == k and row["arm"] == arm]
+        of_arm = [row for row in rows if row["arm"] == arm]
+        ks_of_arm = sorted({row["k"] for row in of_arm})
+        for k in ks_of_arm:
+            values = [100 * row["map5095"] for row in of_arm if row["k"] == k]
             mean, low, high = paired_interval(values) if len(values) > 1 else (float(np.mean(values)),) * 3
             means.append(mean)
             lows.append(mean - low)
             highs.append(high - mean)
         # Beside one another, or their bars would hide each other.
-        shifted = np.array(ks) * (1 + 0.02 * (position - (len(arms) - 1) / 2))
+        shifted = np.array(ks_of_arm) * (1 + 0.02 * (position - (len(arms) - 1) / 2))
         axes.errorbar(shifted, means, yerr=(lows, highs), label=arm, color=_COLOURS[arm], marker="o", capsize=3)
     axes.set(xlabel="real defects per class (K)", ylabel="mAP50-95, %", xticks=ks)
     axes.set(xlim=(0.7 * ks[0], 1.2 * ks[-1]), ylim=(0, 1.05 * axes.get_ylim()[1]))
@@ -87,14 +89,15 @@ def _map_over_k(axes: Any, rows: Sequence[dict[str, Any]]) -> bool:
 
 
 def _gain_per_class(axes: Any, rows: Sequence[dict[str, Any]]) -> bool:
-    arms = [arm for arm in _arms(rows) if arm not in (OWN_ARM, "full-real")]
     own = {row["seed"]: row["ap5095"] for row in rows if row["arm"] == OWN_ARM}
+    paired = [row for row in rows if row["seed"] in own]
+    arms = [arm for arm in _arms(paired) if arm not in (OWN_ARM, "full-real")]
     if not own or not arms:
         return False
     names = [name for name, value in next(iter(own.values())).items() if value is not None]
     width = 0.8 / len(arms)
     for position, arm in enumerate(arms):
-        others = {row["seed"]: row["ap5095"] for row in rows if row["arm"] == arm}
+        others = {row["seed"]: row["ap5095"] for row in paired if row["arm"] == arm}
         gains = [100 * np.mean([own[seed][name] - others[seed][name] for seed in others]) for name in names]
         places = np.arange(len(names)) + (position - (len(arms) - 1) / 2) * width
         axes.bar(places, gains, width, label=f"over {arm}", color=_COLOURS[arm])
