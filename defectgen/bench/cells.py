@@ -156,7 +156,9 @@ def _rows_on_disk(table: Path) -> list[dict[str, Any]]:
         rows = [json.loads(line) for line in table.read_text(encoding="utf-8").splitlines()]
         return [row for row in rows if isinstance(row["k"] + row["seed"], int) and isinstance(row["arm"], str)]
     except (ValueError, KeyError, TypeError) as error:
-        raise RunError(f"{table}: is damaged ({error}); delete it, and name all --arms again: trainings that are done are kept") from None
+        raise RunError(
+            f"{table}: is damaged ({error}); delete it, and name all --arms again: trainings that are done are kept"
+        ) from None
 
 
 def _diagnostics_on_disk(folder: Path) -> list[dict[str, Any]]:

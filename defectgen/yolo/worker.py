@@ -22,6 +22,8 @@ from defectgen.yolo.environment import num_threads
 
 _EVENT_SECONDS = 5.0
 _CURVE_POINTS = 60
+# Share of the iterations, the last, without mosaics.
+_WITHOUT_MOSAIC = 0.1
 _INTEGRATIONS = ("sync", "clearml", "comet", "dvc", "hub", "mlflow", "neptune", "raytune", "tensorboard", "wandb")
 
 Emit = Callable[[dict[str, Any]], None]
@@ -106,6 +108,10 @@ def _train(job: dict[str, Any], *, device: str, precision: str, emit: Emit) -> d
     trainer.add_callback("on_train_start", _set_threads)
     trainer.add_callback("on_train_batch_start", _follow_schedule)
     trainer.add_callback("on_train_batch_end", monitor)
+    if job["mosaic"] > 0:
+        closing = _CloseMosaic(round((1 - _WITHOUT_MOSAIC) * job["iterations"]))
+        trainer.add_callback("on_train_batch_start", closing.at_batch)
+        trainer.add_callback("on_train_epoch_start", closing.at_epoch)
     if device == "cpu":
         # After the EMA copy was made: what is saved stays a plain float model.
         trainer.add_callback("on_train_start", lambda trainer: _speed_up_on_cpu(trainer.model, precision))
@@ -115,7 +121,7 @@ def _train(job: dict[str, Any], *, device: str, precision: str, emit: Emit) -> d
 
 
 def _arguments(job: dict[str, Any], device: str, precision: str) -> dict[str, Any]:
-    """What ultralytics is told. Its augmentation is left at its defaults, the same in every arm."""
+    """What ultralytics is told. Its augmentation is the same in every arm: defaults, but for what the recipe says."""
     save_dir = Path(job["save_dir"])
     return {
         "task": job["task"],
@@ -141,7 +147,8 @@ def _arguments(job: dict[str, Any], device: str, precision: str) -> dict[str, An
         "warmup_epochs": 0.1 * job["epochs"],
         # The default, 0.1, is meant for SGD.
         "warmup_bias_lr": 0.0,
-        "close_mosaic": math.ceil(0.1 * job["epochs"]) if job["epochs"] >= 4 else 0,
+        # See _CloseMosaic.
+        "close_mosaic": 0,
         "patience": 0,
         "val": False,
         "plots": False,
@@ -168,6 +175,24 @@ def _follow_schedule(trainer: Any) -> None:
     factor = trainer.lf(trainer.arm_iteration / len(trainer.train_loader))
     for group in trainer.optimizer.param_groups:
         group["lr"] = group["initial_lr"] * factor
+
+
+class _CloseMosaic:
+    """Ends mosaics at one iteration in every arm: ultralytics would count epochs, which arms have of unequal length."""
+
+    def __init__(self, iteration: int) -> None:
+        self.iteration, self.workers_know = iteration, True
+
+    def at_batch(self, trainer: Any) -> None:
+        if trainer.arm_iteration == self.iteration:
+            trainer._close_dataloader_mosaic()
+            self.workers_know = False
+
+    def at_epoch(self, trainer: Any) -> None:
+        # Loaders in processes of their own hold copies of the data set.
+        if not self.workers_know:
+            trainer.train_loader.reset()
+            self.workers_know = True
 
 
 def _speed_up_on_cpu(model: Any, precision: str) -> None:

@@ -31,7 +31,12 @@ class Runs:
         arms = {}
         for number, arm in enumerate(recipe.train_yolo.arms):
             score = (recipe.data.per_class or 0) / 100 + recipe.seed / 1000 + number / 10
-            metrics = {"map50": score, "map50_95": score / 2, "recall_at_fp": None, "per_class": []}
+            metrics = {
+                "map50": score,
+                "map50_95": score / 2,
+                "recall_at_fp": None,
+                "per_class": [{"class": "pit", "ap50_95": score}],
+            }
             metrics["curves"] = {"precision_over_recall": [[0, 1], [1, 0]], "recall_over_false_alarms": []}
             run = {"metrics": metrics, "training": {"iterations": 7}, "device": "cpu", "date": "2026-01-01"}
             arms[arm] = {"seeds": [run]}
@@ -151,6 +156,25 @@ def test_an_arm_more_leaves_a_cell_the_arms_that_it_has(recipe: Recipe, tmp_path
     bench(recipe, tmp_path, ks=[5], num_seeds=2, arms=["full-real"])
     arms = [(row["seed"], row["arm"]) for row in read(tmp_path / "small")]
     assert arms == [*((0, arm) for arm in [*DEFAULT_ARMS, "full-real"]), (1, "full-real")]
+
+
+def test_stopped_bench_forgets_no_arm_of_cells_it_did_not_reach(recipe: Recipe, tmp_path: Path, runs: Runs) -> None:
+    arms = [*DEFAULT_ARMS, "full-real"]
+    bench(recipe, tmp_path, ks=[5], arms=arms)
+    runs.fails_at = "k5/seed1"
+    with pytest.raises(RunError, match="stopped"):
+        bench(recipe, tmp_path, ks=[5])
+    runs.fails_at = None
+    bench(recipe, tmp_path, ks=[5])
+    assert [(row["seed"], row["arm"]) for row in read(tmp_path / "small")] == [
+        (seed, arm) for seed in (0, 1) for arm in arms
+    ]
+
+
+def test_arm_of_a_seed_more_than_the_others_is_drawn(recipe: Recipe, tmp_path: Path, runs: Runs) -> None:
+    bench(recipe, tmp_path, ks=[5], num_seeds=1)
+    bench(recipe, tmp_path, ks=[2, 5], num_seeds=2, arms=["real"])
+    assert (tmp_path / "small/gain_per_class.png").exists() and (tmp_path / "small/map_over_k.png").exists()
 
 
 def test_budget_that_cannot_be_met_or_not_varied_is_refused(toys: Any, tmp_path: Path, runs: Runs) -> None:
