@@ -109,6 +109,8 @@ def _load(path: Path, overrides: list[str] | None, out: Path | None, focus: Path
     if focus is not None:
         from defectgen.yolo.results import missed_weights
 
+        if any(override.startswith("place.class_weights") for override in overrides):
+            raise UsageError("--focus: sets place.class_weights, which --set does, too; give one of them")
         overrides.append(f"place.class_weights={json.dumps(missed_weights(focus))}")
     recipe = load_recipe(path, overrides)
     return recipe, out if out is not None else Path("runs") / recipe.name

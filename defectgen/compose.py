@@ -129,7 +129,9 @@ def _fill(
             placement = _place(recipe, studio, canvas.image, by_class[wanted[slot]], taken, allowed, rng)
             if placement is None:
                 rejected.append(
-                    Rejection(wanted[slot], "no fitting place", f"none free that is like that of {MODELS_TRIED} models")
+                    Rejection(
+                        wanted[slot], "no fitting place", f"none free that is like that of up to {MODELS_TRIED} models"
+                    )
                 )
             else:
                 candidates.append((slot, placement))
@@ -179,13 +181,12 @@ def _place(
     All are followed equally often. Taking the one whose place fits best instead would follow the small and faint ones:
     on flat product, which is what most of an image is like, nothing differs.
     """
-    for _ in range(MODELS_TRIED):
-        number = numbers[int(rng.integers(len(numbers)))]
+    for number in rng.permutation(np.asarray(numbers))[:MODELS_TRIED]:
         for _ in range(TURNS_TRIED):
             placement = find_place(
                 image,
                 studio.models,
-                number,
+                int(number),
                 turn=draw_turn(rng, recipe.place),
                 scale=float(rng.uniform(*recipe.place.scale)),
                 taken=taken,

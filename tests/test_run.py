@@ -377,6 +377,9 @@ def test_weight_of_an_unknown_class_is_refused(out: Path, toys: Any) -> None:
     recipe = toys.recipe(place={"class_weights": {"scratch": 2, "dnet": 2}})
     with pytest.raises(DataError, match=r"place\.class_weights: no class .dnet. in the data; its classes are scratch"):
         read_sources(recipe, out)
+    none = toys.recipe(place={"class_weights": dict.fromkeys(("scratch", "pit", "stain", "dent"), 0)})
+    with pytest.raises(DataError, match="every class has weight 0; raise one"):
+        read_sources(none, out)
 
 
 def test_detector_needs_held_out_real_images(out: Path, fitted: Any) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import cv2
 import numpy as np
@@ -50,8 +51,15 @@ def golden_windows(
     Args:
         real: the images that the crops are of.
     """
-    pictures = {image.name: image for image in real}
-    wide = [_wide_view(read_rgb(pictures[crop.source].path), crop.window) for crop in crops]
+    if not clean:
+        return [None] * len(crops)
+    wide: list[Any] = [None] * len(crops)
+    for item in real:
+        of_image = [number for number, crop in enumerate(crops) if crop.source == item.name]
+        if of_image:
+            pixels = read_rgb(item.path)
+            for number in of_image:
+                wide[number] = _wide_view(pixels, crops[number].window)
     windows = [centre(crop.image, window_px) for crop in crops]
     regions = [region_of(centre(crop.mask, window_px), outlined=crop.outlined) for crop in crops]
     found: list[list[_Shot]] = [[] for _ in crops]
