@@ -159,8 +159,8 @@ class Inpaint(Section):
     )
     strength: tuple[float, float] = Field(
         (0.1, 0.6),
-        description="1: drawn afresh from noise; lower: nearer to the start. A number, or a range that each drawing "
-        "takes one of.",
+        description="1: drawn afresh from noise; lower: nearer to the start. A number, or a range of which each "
+        "round of drawings on an image takes one.",
     )
     num_steps: int = Field(10, ge=1, le=1000, description="Sampling steps.")
     guidance: float = Field(2.0, ge=1, description="Weight of the class in sampling; 1 is none.")

@@ -60,7 +60,7 @@ def test_another_seed_gives_other_images(recipe: Any, demo_sources: Sources, stu
     assert one.placed and other.placed and one.placed != other.placed
 
 
-def test_each_drawing_takes_a_strength_of_the_range_and_the_manifest_says_which(
+def test_each_round_takes_a_strength_of_the_range_and_the_manifest_says_which(
     toys: Any, demo_sources: Sources, studio: Studio
 ) -> None:
     recipe = toys.recipe(inpaint=FROM_PLACE | {"strength": [0.2, 0.7]}, synth={"num_images": 8, "clean_share": 0})
