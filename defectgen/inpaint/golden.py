@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import cv2
 import numpy as np
@@ -36,6 +35,10 @@ MOST_VOTES = 15
 SEEN, SEEN_RATIO = 14.0, 2.2
 
 
+# float32 (WIDE_PX, WIDE_PX), grey, and bool, where the image shows it
+_Wide = tuple[np.ndarray, np.ndarray]
+
+
 def golden_windows(
     crops: Sequence[Crop],
     real: Sequence[LabelledImage],
@@ -53,13 +56,12 @@ def golden_windows(
     """
     if not clean:
         return [None] * len(crops)
-    wide: list[Any] = [None] * len(crops)
+    wide: dict[int, _Wide] = {}
     for item in real:
-        of_image = [number for number, crop in enumerate(crops) if crop.source == item.name]
-        if of_image:
-            pixels = read_rgb(item.path)
-            for number in of_image:
-                wide[number] = _wide_view(pixels, crops[number].window)
+        pixels = read_rgb(item.path)
+        wide |= {
+            number: _wide_view(pixels, crop.window) for number, crop in enumerate(crops) if crop.source == item.name
+        }
     windows = [centre(crop.image, window_px) for crop in crops]
     regions = [region_of(centre(crop.mask, window_px), outlined=crop.outlined) for crop in crops]
     found: list[list[_Shot]] = [[] for _ in crops]
@@ -69,14 +71,17 @@ def golden_windows(
         smaller: dict[int, np.ndarray] = {}
         for number, crop in enumerate(crops):
             template = cv2.cvtColor(windows[number], cv2.COLOR_RGB2GRAY)
-            near = (crop.window, _alike(grey, smaller, template, crop.window))
+            around = (~regions[number]).astype(np.float32)
+            near = (crop.window, _alike(grey, smaller, template, around, crop.window))
+            shots = []
             for window in {_refined(grey, template, place) for place in near if place is not None}:
                 view = resize(crop_window(image, window), window_px)
                 inside = _inside(window, image.shape[1::-1], window_px)
                 shot = _shot(windows[number], view, regions[number], inside)
                 if shot is not None:
-                    shot = replace(shot, is_same=_is_same(wide[number], _wide_view(image, window)))
-                    found[number] = sorted([*found[number], shot], key=_Shot.rank)[:MOST_VOTES]
+                    shots.append(replace(shot, is_same=_is_same(wide[number], _wide_view(image, window))))
+            # An image has one vote.
+            found[number] = sorted([*found[number], *sorted(shots, key=_Shot.rank)[:1]], key=_Shot.rank)[:MOST_VOTES]
         progress(done, len(clean))
     return [_agreed(shots, region) for shots, region in zip(found, regions, strict=True)]
 
@@ -105,8 +110,8 @@ def _agreed(shots: Sequence[_Shot], region: np.ndarray) -> np.ndarray | None:
     """What `shots`, in the order of their ranks, show of the place; None without any.
 
     Of the very same place the one that differs least from the real window: a defect changes only a part of its region.
-    Other places with the same surroundings must agree. Plain ones are many, and what looks most like a blot on them is
-    another blot: their median shows what belongs there.
+    Of other places with the same surroundings, which may hold anything where these are plain, the one next to their
+    median.
     """
     if not shots:
         return None
@@ -116,15 +121,15 @@ def _agreed(shots: Sequence[_Shot], region: np.ndarray) -> np.ndarray | None:
     return min(shots, key=lambda shot: float(np.abs(shot.window[region] - middle).mean())).window
 
 
-def _wide_view(image: np.ndarray, window: Window) -> tuple[np.ndarray, np.ndarray]:
-    """float32 (WIDE_PX, WIDE_PX), grey: the window and what lies around it; and bool, where the image shows it."""
+def _wide_view(image: np.ndarray, window: Window) -> _Wide:
+    """The window and what lies around it."""
     pad = (WIDE - 1) * window.side // 2
     around = Window(window.x - pad, window.y - pad, window.side + 2 * pad)
     grey = cv2.cvtColor(resize(crop_window(image, around), WIDE_PX), cv2.COLOR_RGB2GRAY)
     return grey.astype(np.float32), _inside(around, image.shape[1::-1], WIDE_PX)
 
 
-def _is_same(real: tuple[np.ndarray, np.ndarray], other: tuple[np.ndarray, np.ndarray]) -> bool:
+def _is_same(real: _Wide, other: _Wide) -> bool:
     """Whether two wide views show the same place: not told by plain ones, nor by the defect's own window."""
     seen = real[1] & other[1]
     own = WIDE_PX // WIDE
@@ -165,9 +170,13 @@ def _filled(real: np.ndarray, region: np.ndarray, golden: np.ndarray) -> np.ndar
     return np.where(region[..., None], np.clip(np.round(golden + offset), 0, 255).astype(np.uint8), real)
 
 
-def _alike(grey: np.ndarray, smaller: dict[int, np.ndarray], template: np.ndarray, own: Window) -> Window | None:
-    """The most similar place near the defect's own, at low resolution; None where the image is too small for any.
+def _alike(
+    grey: np.ndarray, smaller: dict[int, np.ndarray], template: np.ndarray, around: np.ndarray, own: Window
+) -> Window | None:
+    """The place near the defect's own whose surroundings are most similar, at low resolution; None where the image is
+    too small for any.
 
+    What lies within the region is not compared: most like a blot is another blot. `around`: float32, 1 outside it.
     `smaller` keeps `grey` scaled down, by the power of SCALE_STEP.
     """
     power = round(math.log(own.side / SMALL_PX, SCALE_STEP))
@@ -183,18 +192,24 @@ def _alike(grey: np.ndarray, smaller: dict[int, np.ndarray], template: np.ndarra
     area = small[top : top + 2 * reach + side, left : left + 2 * reach + side]
     if min(area.shape) < side:
         return None
-    differences = cv2.matchTemplate(area, resize(template, side), cv2.TM_SQDIFF)
+    mask = np.clip(resize(around, side), 0, 1)
+    differences = cv2.matchTemplate(
+        area.astype(np.float32), resize(template, side).astype(np.float32), cv2.TM_SQDIFF, mask=mask
+    )
     row, column = np.unravel_index(int(np.argmin(differences)), differences.shape)
     return Window(round((left + int(column)) / scale), round((top + int(row)) / scale), own.side)
 
 
 def _refined(grey: np.ndarray, template: np.ndarray, window: Window) -> Window:
-    """`window` moved to where it is most similar, to the generator's pixel, by two of the first search at most."""
+    """`window` moved to where it is most similar, to the generator's pixel, by two of the first search at most.
+
+    So near, the region may be compared, too: surroundings that are plain fit wherever they are.
+    """
     window_px = len(template)
     reach = math.ceil(2 * window.side / SMALL_PX)
-    around = crop_window(grey, Window(window.x - reach, window.y - reach, window.side + 2 * reach))
+    reached = crop_window(grey, Window(window.x - reach, window.y - reach, window.side + 2 * reach))
     scale = window.side / window_px
-    near = resize(around, max(round(len(around) / scale), window_px))
+    near = resize(reached, max(round(len(reached) / scale), window_px))
     differences = cv2.matchTemplate(near, template, cv2.TM_SQDIFF)
     row, column = np.unravel_index(int(np.argmin(differences)), differences.shape)
     return Window(window.x - reach + round(column * scale), window.y - reach + round(row * scale), window.side)

@@ -132,6 +132,18 @@ def test_blot_on_plain_product_gets_no_other_blot_for_a_twin(tmp_path: Path) -> 
     assert (twin[region_of(centre(crops[0].mask, SIDE), outlined=False)] == 60).all()
 
 
+def test_nor_where_every_clean_image_shows_a_blot_and_its_own_place_is_no_longer_there(tmp_path: Path) -> None:
+    plain = np.full((240, 320, 3), 60, np.uint8)
+    crops, real = defective(tmp_path / "real", plain, (150, 100, 182, 130))
+    image = plain.copy()
+    image[90:140, 140:190] = board(3)[90:140, 140:190]
+    cv2.circle(image, (60, 60), 9, (250, 250, 250), -1)
+    clean = [shot(tmp_path / "clean", f"plain{number}", image) for number in range(6)]
+    (twin,) = golden_windows(crops, real, clean, window_px=SIDE)
+    assert twin is not None
+    assert (twin[region_of(centre(crops[0].mask, SIDE), outlined=False)] == 60).all()
+
+
 def test_pad_on_plain_product_is_found_where_a_wide_view_is_the_same(tmp_path: Path) -> None:
     """Nothing near it tells the place from plain product; what lies farther off does."""
     image = board(0)
