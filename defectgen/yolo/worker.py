@@ -108,8 +108,8 @@ def _train(job: dict[str, Any], *, device: str, precision: str, emit: Emit) -> d
     trainer.add_callback("on_train_start", _set_threads)
     trainer.add_callback("on_train_batch_start", _follow_schedule)
     trainer.add_callback("on_train_batch_end", monitor)
+    closing = _CloseMosaic(round((1 - _WITHOUT_MOSAIC) * job["iterations"]))
     if job["mosaic"] > 0:
-        closing = _CloseMosaic(round((1 - _WITHOUT_MOSAIC) * job["iterations"]))
         trainer.add_callback("on_train_batch_start", closing.at_batch)
         trainer.add_callback("on_train_epoch_start", closing.at_epoch)
     if device == "cpu":
@@ -117,7 +117,7 @@ def _train(job: dict[str, Any], *, device: str, precision: str, emit: Emit) -> d
         trainer.add_callback("on_train_start", lambda trainer: _speed_up_on_cpu(trainer.model, precision))
     trainer.train()
     monitor.check_complete()
-    return monitor.summary()
+    return monitor.summary() | {"mosaics_ended_at": closing.ended_at}
 
 
 def _arguments(job: dict[str, Any], device: str, precision: str) -> dict[str, Any]:
@@ -182,10 +182,12 @@ class _CloseMosaic:
 
     def __init__(self, iteration: int) -> None:
         self.iteration, self.workers_know = iteration, True
+        self.ended_at: int | None = None
 
     def at_batch(self, trainer: Any) -> None:
         if trainer.arm_iteration == self.iteration:
             trainer._close_dataloader_mosaic()
+            self.ended_at = trainer.arm_iteration
             self.workers_know = False
 
     def at_epoch(self, trainer: Any) -> None:

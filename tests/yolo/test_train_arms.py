@@ -172,6 +172,8 @@ def test_arms_are_trained_evaluated_and_kept(tmp_path, make_sources, make_synthe
     for arm in results["arms"].values():
         (run,) = arm["seeds"]
         assert run["training"]["iterations"] == 5
+        # At one iteration, though arms have epochs of unequal length.
+        assert run["training"]["mosaics_ended_at"] == 4
         assert 0 <= run["metrics"]["map50"] <= 1
         assert (run["metrics"]["mask_map50"] is not None) == segment
         # The second class stands in one of three held-out images, the first in two.
@@ -180,6 +182,8 @@ def test_arms_are_trained_evaluated_and_kept(tmp_path, make_sources, make_synthe
     assert results["verdict"] is None  # one seed
     assert (tmp_path / "yolo" / results["best"]["weights"]).is_file()
     assert any("iteration 5/5" in line for line in lines)
+    for arm in ("real", "real-defectgen"):
+        assert (tmp_path / "yolo" / arm / "log.txt").read_text().count("Closing dataloader mosaic") == 1
 
     lines.clear()
     assert train_arms(**arguments, progress=lines.append) == results
