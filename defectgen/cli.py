@@ -113,7 +113,12 @@ def _load(path: Path, overrides: list[str] | None, out: Path | None, focus: Path
             raise UsageError("--focus: sets place.class_weights, which --set does, too; give one of them")
         overrides.append(f"place.class_weights={json.dumps(missed_weights(focus))}")
     recipe = load_recipe(path, overrides)
-    return recipe, out if out is not None else Path("runs") / recipe.name
+    folder = out if out is not None else Path("runs") / recipe.name
+    if focus is not None and folder.resolve() in focus.resolve().parents:
+        raise UsageError(
+            f"--focus: {focus} is of the run in {folder}, which would make its own data set anew; choose another --out"
+        )
+    return recipe, folder
 
 
 def _print_json(value: Any) -> None:

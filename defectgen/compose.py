@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +30,8 @@ MICRO_BATCH = 4
 # So many real defects are tried for one that has a place like its own, each in so many turns and sizes: tried in one,
 # those that stand on plain product would be followed nearly always.
 MODELS_TRIED, TURNS_TRIED = 8, 6
+# So many of these searches without a place are made for a class on one image: the next would take as long.
+SEARCHES = 4
 
 
 @dataclass
@@ -112,15 +115,21 @@ def _fill(
         by_class.setdefault(model.crop.class_id or 0, []).append(number)
     low, high = recipe.place.per_image
     classes = sorted(by_class)
-    shares = _shares(recipe, sources, classes)
+    shares = None
+    if recipe.place.class_weights:
+        weights = np.array([recipe.place.class_weights.get(sources.class_names[number], 1.0) for number in classes])
+        shares = weights / weights.sum()
     wanted = [int(rng.choice(classes, p=shares)) for _ in range(int(rng.integers(low, high + 1)))]
     allowed = _allowed(recipe, base)
+    searched: Counter[int] = Counter()
     for round_number in range(recipe.screen.max_attempts):
         if not wanted:
             break
         candidates: list[tuple[int, Placement]] = []
         for number in range(MICRO_BATCH):
             slot = number % len(wanted)
+            if searched[wanted[slot]] == SEARCHES:
+                continue
             taken = [
                 *canvas.kept,
                 *(one.label_xyxy for one in canvas.placed),
@@ -128,6 +137,7 @@ def _fill(
             ]
             placement = _place(recipe, studio, canvas.image, by_class[wanted[slot]], taken, allowed, rng)
             if placement is None:
+                searched[wanted[slot]] += 1
                 rejected.append(
                     Rejection(
                         wanted[slot], "no fitting place", f"none free that is like that of up to {MODELS_TRIED} models"
@@ -148,23 +158,10 @@ def _fill(
                 rejected.append(verdict)
             else:
                 filled.add(slot)
-        wanted = [class_id for slot, class_id in enumerate(wanted) if slot not in filled]
+        wanted = [
+            class_id for slot, class_id in enumerate(wanted) if slot not in filled and searched[class_id] < SEARCHES
+        ]
     return canvas
-
-
-def _shares(recipe: Recipe, sources: Sources, classes: Sequence[int]) -> np.ndarray | None:
-    """The chance of each of `classes`; None for equal ones.
-
-    Raises:
-        RunError: all their weights are 0.
-    """
-    if not recipe.place.class_weights:
-        return None
-    weights = np.array([recipe.place.class_weights.get(sources.class_names[class_id], 1.0) for class_id in classes])
-    if weights.sum() == 0:
-        names = ", ".join(sources.class_names[class_id] for class_id in classes)
-        raise RunError(f"place.class_weights: every class with real defects ({names}) has weight 0; raise one")
-    return np.asarray(weights / weights.sum())
 
 
 def _place(

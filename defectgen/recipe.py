@@ -166,7 +166,7 @@ class Inpaint(Section):
     guidance: float = Field(2.0, ge=1, description="Weight of the class in sampling; 1 is none.")
     feather_px: int = Field(3, ge=0, description="Width of the soft edge, in image pixels, inside the region.")
 
-    @field_validator("strength", mode="before")
+    @field_validator("strength", mode="before", json_schema_input_type=float | tuple[float, float])
     @classmethod
     def _as_range(cls, value: Any) -> Any:
         return [value, value] if isinstance(value, (int, float)) else value

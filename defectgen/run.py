@@ -151,12 +151,6 @@ def read_sources(recipe: Recipe, out: Path) -> Sources:
     """
     sources = load_sources(recipe, out / "demo")
     require_usable(sources)
-    unknown = [name for name in recipe.place.class_weights if name not in sources.class_names]
-    if unknown:
-        known = ", ".join(sources.class_names)
-        raise DataError(f"place.class_weights: no class {unknown[0]!r} in the data; its classes are {known}")
-    if all(recipe.place.class_weights.get(name, 1.0) == 0 for name in sources.class_names):
-        raise DataError("place.class_weights: every class has weight 0; raise one")
     return replace(sources, train=with_lines(sources.train))
 
 

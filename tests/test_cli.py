@@ -279,6 +279,16 @@ def test_focus_makes_more_of_what_a_detector_misses(run: Run, recipe: Path, fitt
     assert weights == {"scratch": 0.1, "pit": 1.0, "stain": 0.1, "dent": 0.1}
 
 
+def test_focus_on_the_results_of_the_very_run_is_refused(run: Run, recipe: Path, tmp_path: Path) -> None:
+    rows = [{"class": "pit", "ap50": 0.5}]
+    results = tmp_path / "run/yolo/results.json"
+    results.parent.mkdir(parents=True)
+    results.write_text(json.dumps({"arms": {"real": {"mean": {"per_class": rows}}}, "best": {"arm": "real"}}))
+    result = run("synth", recipe, "--out", tmp_path / "run", "--focus", results)
+    assert result.exit_code == 2 and "choose another --out" in result.stderr
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["yolo"]
+
+
 def test_synth_shows_a_table_and_where_to_look(run: Run, recipe: Path, made: tuple[Path, dict[str, Any]]) -> None:
     out, _ = made
     result = run("synth", recipe, "--out", out)

@@ -208,6 +208,7 @@ def test_schema_is_json_and_describes_every_field() -> None:
     assert len(fields) > 50
     assert [name for name, value in fields.items() if not value.get("description")] == []
     assert set(schema["required"]) == {"name", "data"}
+    assert {option["type"] for option in fields["Inpaint.strength"]["anyOf"]} == {"number", "array"}
 
 
 def test_every_recipe_of_the_repository_loads(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,6 @@
 """The cells of a bench: a whole run, from the recipe to judged detectors, per budget of real defects and seed.
 
-OUT/small/k10/seed0/    a run folder like any other
+OUT/small/k10/seed0/    a run folder like any other, and diagnostics.json
 OUT/small/bench.jsonl   a row per cell and arm
 OUT/small/bench.json    means, intervals, verdicts, diagnostics
 OUT/small/*.png         plots
@@ -25,7 +25,7 @@ from defectgen.images import write_bytes_atomic
 from defectgen.recipe import DEFAULT_ARMS, Arm, Recipe
 from defectgen.run import read_sources, run_train_yolo
 from defectgen.studio import Progress, load_studio
-from defectgen.yolo.arm_files import read_json
+from defectgen.yolo.arm_files import read_json, to_json
 from defectgen.yolo.train import label_agreement
 from defectgen.yolo.verdict import CEILING, OWN_ARM
 
@@ -90,7 +90,6 @@ def run_bench(
             cells[k, seed] = cell_recipe(recipe, k, seed, settings | {"arms": chosen, "seeds": [0]})
     defects = _check_budgets(cells, out)
     rows = before
-    diagnostics = [entry for entry in _diagnostics_on_disk(folder) if (entry["k"], entry["seed"]) not in cells]
     results: dict[str, Any] = {}
     for (k, seed), cell in cells.items():
         name = f"K {k}, seed {seed}"
@@ -111,15 +110,15 @@ def run_bench(
                     run / "yolo", OWN_ARM, judge=CEILING, progress=lambda line: report("label agreement", 0, 0, line)
                 )
                 found["label_agreement"] = judged
-            diagnostics.append({"k": k, "seed": seed, **found})
+            write_bytes_atomic(run / "diagnostics.json", to_json(found))
         for row in of_cell:
             figures = f"mAP50 {100 * row['map50']:.1f}, mAP50-95 {100 * row['map5095']:.1f}"
             progress(f"{name}, {row['arm']}", 0, 0, figures)
         rows.sort(key=lambda row: (row["k"], row["seed"]))
         write_bytes_atomic(table, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode())
-    diagnostics.sort(key=lambda entry: (entry["k"], entry["seed"]))
-    summary = summarise(rows, num_test_images=results["test_images"]) | {"diagnostics": diagnostics}
-    write_bytes_atomic(folder / "bench.json", (json.dumps(summary, indent=1, ensure_ascii=False) + "\n").encode())
+    summary = summarise(rows, num_test_images=results["test_images"])
+    summary["diagnostics"] = _diagnostics_on_disk(rows, folder)
+    write_bytes_atomic(folder / "bench.json", to_json(summary))
     write_plots(rows, _curves(rows, folder), folder)
     return summary
 
@@ -154,22 +153,24 @@ def _rows_on_disk(table: Path) -> list[dict[str, Any]]:
         return []
     try:
         rows = [json.loads(line) for line in table.read_text(encoding="utf-8").splitlines()]
-        return [row for row in rows if isinstance(row["k"] + row["seed"], int) and isinstance(row["arm"], str)]
+        wrong = [row for row in rows if not isinstance(row["k"] + row["seed"], int) or row["arm"] not in get_args(Arm)]
+        if wrong:
+            raise ValueError(f"got {wrong[0]}")
+        return rows
     except (ValueError, KeyError, TypeError) as error:
         raise RunError(
             f"{table}: is damaged ({error}); delete it, and name all --arms again: trainings that are done are kept"
         ) from None
 
 
-def _diagnostics_on_disk(folder: Path) -> list[dict[str, Any]]:
-    path = folder / "bench.json"
-    if not path.exists():
-        return []
-    try:
-        found: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))["diagnostics"]
-        return [entry for entry in found if isinstance(entry["k"] + entry["seed"], int)]
-    except (ValueError, KeyError, TypeError) as error:
-        raise RunError(f"{path}: is damaged ({error}); delete it: what is done is read again from its runs") from None
+def _diagnostics_on_disk(rows: Sequence[dict[str, Any]], folder: Path) -> list[dict[str, Any]]:
+    """Of every cell whose run is still there."""
+    found = []
+    for k, seed in sorted({(row["k"], row["seed"]) for row in rows}):
+        of_cell = read_json(folder / f"k{k}" / f"seed{seed}" / "diagnostics.json")
+        if of_cell is not None:
+            found.append({"k": k, "seed": seed, **of_cell})
+    return found
 
 
 def _curves(rows: Sequence[dict[str, Any]], folder: Path) -> list[dict[str, Any]]:

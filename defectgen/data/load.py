@@ -63,6 +63,7 @@ def load_sources(recipe: Recipe, demo_folder: Path | None = None) -> Sources:
     problems.extend(find_leaks(pool + train_clean, test + test_clean, by_group=by_group))
     train, faults = draw_budget(pool, data.max_images, data.per_class, names, recipe.seed)
     problems.extend(faults + _lacking(train, pool, train_clean, names, data))
+    problems.extend(_misweighted(recipe.place.class_weights, names))
     return Sources(
         names,
         tuple(train),
@@ -178,6 +179,20 @@ def _lacking(
     if data.base == "clean" and not train_clean:
         reason, remedy = "no clean image is left for training, got 0", "add some, or set data.base: defective"
         problems.append(Problem("error", "data.train_clean", "", reason, remedy))
+    return problems
+
+
+def _misweighted(weights: dict[str, float], names: Sequence[str]) -> list[Problem]:
+    """Faults of place.class_weights, which only the data's class names show."""
+    field = "place.class_weights"
+    known = ", ".join(names)
+    problems = [
+        Problem("error", field, f"class {name!r}", "is not in the data", f"its classes are {known}")
+        for name in weights
+        if name not in names
+    ]
+    if names and all(weights.get(name, 1.0) == 0 for name in names):
+        problems.append(Problem("error", field, "", f"every class ({known}) has weight 0", "raise one"))
     return problems
 
 

@@ -146,9 +146,10 @@ def test_rows_of_other_cells_stay_and_enter_the_summary(recipe: Recipe, tmp_path
         "stain": True,
         "dent": True,
     }
-    (tmp_path / "small/bench.jsonl").write_text("{")
-    with pytest.raises(RunError, match=r"bench\.jsonl: is damaged"):
-        bench(recipe, tmp_path, ks=[2])
+    for damaged in ("{", '{"k": 5, "seed": 0, "arm": "reall"}', '{"k": "5", "seed": 0, "arm": "real"}'):
+        (tmp_path / "small/bench.jsonl").write_text(damaged)
+        with pytest.raises(RunError, match=r"bench\.jsonl: is damaged"):
+            bench(recipe, tmp_path, ks=[2])
 
 
 def test_an_arm_more_leaves_a_cell_the_arms_that_it_has(recipe: Recipe, tmp_path: Path, runs: Runs) -> None:
