@@ -14,7 +14,16 @@ import numpy as np
 
 from defectgen.boxes import area, iou_xyxy
 from defectgen.copies import copied_in
-from defectgen.dataset.labels import CUT_BORDER, contrast, cut_off, label_box, measure, window_view
+from defectgen.dataset.labels import (
+    CUT_BORDER,
+    contrast,
+    cut_off,
+    even_margin,
+    label_box,
+    measure,
+    own_margin,
+    window_view,
+)
 from defectgen.errors import RunError
 from defectgen.images import read_rgb, sha256_file
 from defectgen.inpaint.backends import composite
@@ -329,13 +338,21 @@ def _judge(
     )
     if measured is None:
         return refuse("no visible change", f"no pixel changed by {min_change} grey levels")
-    label = label_box(measured.xyxy, margin_px, (image.shape[1], image.shape[0]))
+    even = even_margin(measured.xyxy, margin_px)
+    own = None
+    if margin_px and drawn.copied is not None and not studio.models[placement.model].crop.outlined:
+        # What its own box leaves around it: whatever the clean twin gets wrong of it is wrong in both.
+        model = studio.models[placement.model]
+        own = own_margin(model.crop, model.twin, min_change=min_change)
+    size_wh = (image.shape[1], image.shape[0])
+    label = label_box(measured.xyxy, even if own is None else placement.turn.sides(own), size_wh)
     after = window_view(image, placement.window, window_px)
     seen = contrast(after, before, min_change=min_change)
     least = recipe.screen.min_contrast * studio.least_contrasts[placement.class_id]
     if seen < least:
         return refuse("fainter than real ones", f"contrast {seen:.0f} grey levels, at least {least:.0f}")
-    share = area(label) / area(placement.asked_xyxy)
+    # A speck with the margin of a defect would be as large as one.
+    share = area(label_box(measured.xyxy, even, size_wh)) / area(placement.asked_xyxy)
     if share < recipe.labels.min_area_fraction:
         smallest = recipe.labels.min_area_fraction
         return refuse("smaller than asked", f"{share:.2f} of the box asked for, at least {smallest}")

@@ -18,7 +18,7 @@ import numpy as np
 
 from defectgen.boxes import area, mask_outlines, mask_xyxy, polygon_xyxy
 from defectgen.copies import copied_in
-from defectgen.dataset.labels import label_box
+from defectgen.dataset.labels import even_margin, label_box
 from defectgen.errors import RunError
 from defectgen.images import read_rgb, sha256_file
 from defectgen.inpaint.backends import two_levels
@@ -77,7 +77,8 @@ def compose_procedural(recipe: Recipe, sources: Sources, studio: Studio, row: di
         if seen is None:
             return after, asked
         x, y = box[0], box[1]
-        return after, label_box((seen[0] + x, seen[1] + y, seen[2] + x, seen[3] + y), margin_px, image.shape[1::-1])
+        changed = (seen[0] + x, seen[1] + y, seen[2] + x, seen[3] + y)
+        return after, label_box(changed, even_margin(changed, margin_px), image.shape[1::-1])
 
     return _painted(recipe, sources, row, paint, backend="procedural")
 

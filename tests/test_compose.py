@@ -11,7 +11,7 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
-from stand_ins import SIDE, Blobs, Verdict, changed, inside, make_studio
+from stand_ins import SIDE, Blobs, Verdict, block_sources, changed, inside, make_studio
 
 from defectgen.boxes import iou_xyxy
 from defectgen.compose import base_image, clean_indexes, compose
@@ -19,6 +19,7 @@ from defectgen.diffusion.pipelines import DefectOutput
 from defectgen.errors import RunError
 from defectgen.images import encode_image, read_rgb, sha256_file
 from defectgen.inpaint.backends import scaled_region
+from defectgen.inpaint.placement import Turn, annotated_box
 from defectgen.records import Annotation, Composite, LabelledImage, Sources
 from defectgen.studio import Studio
 from defectgen.windows import Window
@@ -202,6 +203,37 @@ def test_annotators_margin_widens_the_label_unless_tight_is_asked_for(recipe: An
     tight = recipe.model_copy(update={"labels": recipe.labels.model_copy(update={"margin": "tight"})})
     (placed, *_) = compose(tight, demo_sources, studio, index).placed
     assert placed.label_xyxy == placed.changed_xyxy
+
+
+class Copies(Blobs):
+    """Draws what drawing started from."""
+
+    def __call__(self, windows: np.ndarray, regions: np.ndarray, class_ids: Sequence[int], **options: Any) -> Any:
+        patches = options["patches"]
+        return DefectOutput(images=patches[..., :3].copy(), masks=regions.astype(np.float32))
+
+
+def test_label_of_a_redrawn_copy_has_the_margin_of_its_own_box_turned_with_it(toys: Any, tmp_path: Path) -> None:
+    recipe = toys.recipe(
+        inpaint={"backend": "diffusion", "start": "copy"},
+        place={"per_image": (1, 1), "scale": (1, 1), "warp": 0, "flip": True, "quarter_turns": True},
+        synth={"num_images": 12, "clean_share": 0},
+    )
+    sources = block_sources(tmp_path)
+    real = replace(sources.train[0], annotations=(Annotation(0, (38, 43, 62, 66)),))  # the block: 40, 48, 56, 56
+    sources = replace(sources, train=(real,), train_pool=(real,))
+    studio = make_studio(recipe, sources, margin=5)
+    crop = studio.models[0].crop
+    model = replace(studio.models[0], twin=np.full((SIDE, SIDE, 3), 128, np.uint8))
+    studio = replace(studio, models=[model], pipeline=Copies())
+    turns = set()
+    for made in composites(recipe, sources, studio):
+        (placed,) = made.placed
+        turn, window = Turn.of_json(placed.placement), Window(*placed.placement["window"])
+        assert crop.window.side == window.side
+        assert placed.label_xyxy == pytest.approx(annotated_box(model, turn, window, (96, 96)), abs=2.5)
+        turns.add((turn.flip_x, turn.flip_y, turn.angle_deg))
+    assert len(turns) > 5
 
 
 class FaintTail(Blobs):

@@ -13,6 +13,9 @@ from defectgen.crops import Crop, centre
 from defectgen.records import XYXY, Polygon
 from defectgen.windows import Window, crop_window, resize
 
+# Image pixels on the left, at the top, right and bottom.
+Sides = tuple[float, float, float, float]
+
 # Pieces smaller than this share of the largest changed piece are not part of the defect.
 SMALL_PIECE = 0.08
 # A change that meets the region's border along more of it than this was cut off.
@@ -199,11 +202,33 @@ def least_contrasts(crops: Sequence[Crop], twins: np.ndarray, *, num_classes: in
     return [float(np.quantile(of_class if len(of_class) >= 5 else together, FAINT_QUANTILE)) for of_class in found]
 
 
-def label_box(changed: XYXY, margin_px: float, size_wh: tuple[int, int]) -> XYXY:
-    """The changed box with the annotators' margin on each side, at most the box's own side, within the image."""
+def own_margin(crop: Crop, twin: np.ndarray, *, min_change: int) -> Sides | None:
+    """The image pixels that a real defect's box leaves left, above, right and below of what is visible of it.
+
+    0 where the box is the tighter one. None where nothing is visible.
+    """
+    seen = mask_xyxy(visible_defect(crop, twin, min_change=min_change))
+    if seen is None:
+        return None
+    box, to_image = crop.window.to_window(crop.xyxy, len(twin)), crop.window.side / len(twin)
+    left, top, right, bottom = (
+        max(sign * (inner - outer) * to_image, 0.0)
+        for sign, inner, outer in zip((1, 1, -1, -1), seen, box, strict=True)
+    )
+    return (left, top, right, bottom)
+
+
+def even_margin(changed: XYXY, margin_px: float) -> Sides:
+    """`margin_px` on each side, at most the changed box's own width or height: a scratch is not all margin."""
     x1, y1, x2, y2 = changed
     wide, high = min(margin_px, x2 - x1), min(margin_px, y2 - y1)
-    clipped = clip_xyxy((x1 - wide, y1 - high, x2 + wide, y2 + high), size_wh)
+    return (wide, high, wide, high)
+
+
+def label_box(changed: XYXY, margin: Sides, size_wh: tuple[int, int]) -> XYXY:
+    """The changed box with the annotators' margin around it, within the image."""
+    (x1, y1, x2, y2), (left, top, right, bottom) = changed, margin
+    clipped = clip_xyxy((x1 - left, y1 - top, x2 + right, y2 + bottom), size_wh)
     return tuple(round(float(value), 3) for value in clipped)  # type: ignore[return-value]
 
 

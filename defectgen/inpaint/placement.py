@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
-from typing import Any
+from typing import Any, TypeVar
 
 import cv2
 import numpy as np
@@ -20,6 +20,8 @@ from defectgen.recipe import Place
 from defectgen.records import XYXY
 from defectgen.seeds import numpy_rng
 from defectgen.windows import Window, crop_window, resize
+
+_S = TypeVar("_S")
 
 # Weights of the comparison, see `_weights`.
 UNDER_REGION, NEAR = 0.8, 0.08
@@ -74,9 +76,9 @@ class Turn:
         """The turn of a placement described by `Placement.to_json`."""
         return cls(**{field.name: placement[field.name] for field in fields(cls)})
 
-    def touches(self, edges: tuple[bool, bool, bool, bool]) -> tuple[bool, bool, bool, bool]:
-        """Image edges (left, top, right, bottom) that the turned defect must touch."""
-        left, top, right, bottom = edges
+    def sides(self, of_model: tuple[_S, _S, _S, _S]) -> tuple[_S, _S, _S, _S]:
+        """What is on a model's left, top, right and bottom, once it is turned."""
+        left, top, right, bottom = of_model
         if self.flip_x:
             left, right = right, left
         if self.flip_y:
@@ -171,7 +173,7 @@ def find_place(
     side = max(8, round(crop.window.side * scale))
     region = region_of(outline, outlined=crop.outlined)
     to_image = side / window_px
-    touches = turn.touches(crop.touches)
+    touches = turn.sides(crop.touches)
 
     def box_at(x: Any, y: Any) -> tuple[Any, Any, Any, Any]:
         return (x + asked[0] * to_image, y + asked[1] * to_image, x + asked[2] * to_image, y + asked[3] * to_image)

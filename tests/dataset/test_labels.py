@@ -15,9 +15,11 @@ from defectgen.dataset.labels import (
     annotators_margin,
     contrast,
     cut_off,
+    even_margin,
     label_box,
     least_contrasts,
     measure,
+    own_margin,
     visible_change,
     window_view,
 )
@@ -296,13 +298,23 @@ def test_outlined_and_unseen_defects_leave_no_margin() -> None:
 
 
 def test_label_box_has_the_margin_on_each_side_and_ends_at_the_image() -> None:
-    assert label_box((40, 30, 60, 50), 4, (100, 80)) == (36, 26, 64, 54)
-    assert label_box((40, 30, 60, 50), 0, (100, 80)) == (40, 30, 60, 50)
-    assert label_box((2, 70, 22, 78), 5, (100, 80)) == (0, 65, 27, 80)
+    assert label_box((40, 30, 60, 50), (1, 2, 3, 4), (100, 80)) == (39, 28, 63, 54)
+    assert label_box((40, 30, 60, 50), (0, 0, 0, 0), (100, 80)) == (40, 30, 60, 50)
+    assert label_box((2, 70, 22, 78), (5, 5, 5, 5), (100, 80)) == (0, 65, 27, 80)
 
 
 def test_label_box_of_a_scratch_is_not_all_margin() -> None:
-    assert label_box((10, 30, 50, 32), 9, (100, 80)) == (1, 28, 59, 34)
+    assert even_margin((10, 30, 50, 32), 9) == (9, 2, 9, 2)
+
+
+def test_own_margin_is_what_the_box_leaves_around_what_is_visible() -> None:
+    crop = marked(0, 20, 6)
+    x1, y1, x2, y2 = crop.xyxy
+    crop = replace(crop, xyxy=(x1 - 3, y1, x2 + 1, y2 - 9))  # tighter below than it looks
+    twin = np.full((64, 64, 3), 100, np.uint8)
+    assert own_margin(crop, twin, min_change=14) == pytest.approx((9, 6, 7, 0), abs=0.5)
+    assert own_margin(marked(0, 60, 12, side=128), twin, min_change=14) == pytest.approx((12, 12, 12, 12), abs=1)
+    assert own_margin(replace(crop, image=np.full_like(crop.image, 100)), twin, min_change=14) is None
 
 
 def test_window_view_is_the_window_at_the_generators_size() -> None:

@@ -269,11 +269,11 @@ def test_mirror_image_beyond_the_edge_is_not_asked_for() -> None:
 
 def test_edges_that_a_turned_defect_touches_by_hand() -> None:
     left_and_top = (True, True, False, False)
-    assert Turn().touches(left_and_top) == left_and_top
-    assert Turn(flip_x=True).touches(left_and_top) == (False, True, True, False)
-    assert Turn(flip_y=True).touches(left_and_top) == (True, False, False, True)
-    assert Turn(True, True).touches(left_and_top) == (False, False, True, True)
-    assert Turn(angle_deg=10).touches(left_and_top) == left_and_top
+    assert Turn().sides(left_and_top) == left_and_top
+    assert Turn(flip_x=True).sides(left_and_top) == (False, True, True, False)
+    assert Turn(flip_y=True).sides(left_and_top) == (True, False, False, True)
+    assert Turn(True, True).sides(left_and_top) == (False, False, True, True)
+    assert Turn(angle_deg=10).sides(left_and_top) == left_and_top
 
 
 @pytest.mark.parametrize("angle", [0, 90, 180, 270, -90, 365])
@@ -284,7 +284,7 @@ def test_edges_that_a_turned_defect_touches_are_where_its_pixels_come_to_lie(ang
     bar[3:6, :4] = 255  # touches the left edge alone
     turned = turn.apply(bar) > 128
     shown = (turned[:, 0].any(), turned[0].any(), turned[:, -1].any(), turned[-1].any())
-    assert turn.touches((True, False, False, False)) == shown
+    assert turn.sides((True, False, False, False)) == shown
 
 
 def test_turns_by_hand() -> None:
