@@ -23,56 +23,56 @@ def summarise(rows: Sequence[dict[str, Any]], *, num_test_images: int) -> dict[s
 
     arms: {arm: {figure: {"mean", "low", "high"}, "num_seeds"}}; low and high are None with one seed, a figure is None
     where the test set cannot tell. difference: {arm: {"mean", "low", "high"}}, `real+defectgen` minus the arm in points
-    of mAP50-95, paired by seed. worth: see `worth`.
+    of mAP50-95, paired by seed. worth: of the gain over `real`, {"mean", "low", "high"}: see `worth`.
     """
     by_k = {}
     ks = sorted({row["k"] for row in rows})
-    worths = worth(
-        {k: _mean_of(rows, k, "real") for k in ks if _mean_of(rows, k, "real") is not None},
-        {k: _mean_of(rows, k, OWN_ARM) for k in ks if _mean_of(rows, k, OWN_ARM) is not None},
-    )
+    real = {k: _mean_of(rows, k, "real") for k in ks if _mean_of(rows, k, "real") is not None}
     for k in ks:
         of_k = [row for row in rows if row["k"] == k]
         arms = list(dict.fromkeys(row["arm"] for row in of_k))
         scores = {arm: {row["seed"]: row["map5095"] for row in of_k if row["arm"] == arm} for arm in arms}
         verdict = judge(scores)
+        own = scores.get(OWN_ARM)
+        difference = {arm: _difference(own, scores[arm]) for arm in arms if arm != OWN_ARM} if own else {}
         by_k[str(k)] = {
             "arms": {arm: _arm([row for row in of_k if row["arm"] == arm]) for arm in arms},
-            "difference": {arm: _difference(scores[OWN_ARM], scores[arm]) for arm in arms if arm != OWN_ARM}
-            if OWN_ARM in scores
-            else {},
+            "difference": difference,
             "verdict": None
             if verdict is None
             else {**asdict(verdict), "sentence": verdict.sentence(num_test_images, _OVER)},
-            "worth": worths.get(k),
+            "worth": _worth(real, k, difference.get("real")),
         }
     first = rows[0]
     return {"recipe": first["recipe"], "profile": first["profile"], "test_images": num_test_images, "k": by_k}
 
 
-def worth(real: dict[int, float], own: dict[int, float]) -> dict[int, dict[str, Any]]:
-    """Per K of `own`: how many more real defects per class would raise `real` as far, read off its curve over K.
+def worth(real: dict[int, float], k: int, score: float) -> dict[str, Any] | None:
+    """How many more real defects per class would raise the arm `real` from K to `score`, read off its curve over K.
 
-    Both map K to a mean mAP50-95. defects: the number; at_least: whether the curve ends below, so that it is more; 0
-    where `own` is not above `real`. Nothing for a K whose curve has no second point.
+    `real` maps K to a mean mAP50-95. defects: the number, 0 where `score` is no gain; at_least: whether the curve ends
+    below, so that it is more. None where the curve does not go on from K.
     """
-    ks = sorted(real)
-    found: dict[int, dict[str, Any]] = {}
-    for k, score in own.items():
-        above = [other for other in ks if other >= k]
-        if k not in real or len(above) < 2:
-            continue
-        if score <= real[k]:
-            found[k] = {"defects": 0.0, "at_least": False}
-            continue
-        for low, high in pairwise(above):
-            if real[high] >= score:
-                share = (score - real[low]) / (real[high] - real[low])
-                found[k] = {"defects": low + share * (high - low) - k, "at_least": False}
-                break
-        else:
-            found[k] = {"defects": float(above[-1] - k), "at_least": True}
-    return found
+    above = [other for other in sorted(real) if other >= k]
+    if k not in real or len(above) < 2:
+        return None
+    if score <= real[k]:
+        return {"defects": 0.0, "at_least": False}
+    for low, high in pairwise(above):
+        if real[high] >= score:
+            share = (score - real[low]) / (real[high] - real[low])
+            return {"defects": low + share * (high - low) - k, "at_least": False}
+    return {"defects": float(above[-1] - k), "at_least": True}
+
+
+def _worth(real: dict[int, float], k: int, gain: dict[str, Any] | None) -> dict[str, Any] | None:
+    """What a gain over `real` is worth, and the ends of its interval, each as `worth` gives it."""
+    if gain is None or worth(real, k, 0.0) is None:
+        return None
+    return {
+        end: None if points is None else worth(real, k, real[k] + points / 100)
+        for end, points in ((end, gain[end]) for end in ("mean", "low", "high"))
+    }
 
 
 def _mean_of(rows: Sequence[dict[str, Any]], k: int, arm: str) -> Any:
@@ -109,10 +109,15 @@ def sentences(summary: dict[str, Any]) -> list[str]:
             continue
         line = f"K = {k}: {of_k['verdict']['sentence']}"
         if of_k["worth"] and of_k["verdict"]["finding"] == "helps":
-            more = "more than " if of_k["worth"]["at_least"] else "about "
-            line += f" Worth {more}{of_k['worth']['defects']:.0f} more real defects per class."
+            mean, low, high = (of_k["worth"][end] for end in ("mean", "low", "high"))
+            line += f" Worth {'' if mean['at_least'] else 'about '}{_defects(mean)} more real defects per class"
+            line += "." if low is None else f" (95 % interval: {_defects(low)} to {_defects(high)})."
         lines.append(line)
     return lines
+
+
+def _defects(value: dict[str, Any]) -> str:
+    return f"{'over ' if value['at_least'] else ''}{value['defects']:.0f}"
 
 
 def bench_table(summary: dict[str, Any]) -> Table:

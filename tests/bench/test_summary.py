@@ -82,17 +82,21 @@ def test_one_seed_has_no_interval_and_an_unanswered_figure_is_none() -> None:
 
 def test_worth_in_real_defects_is_read_off_the_real_curve() -> None:
     real = {5: 0.10, 10: 0.20, 20: 0.30}
-    assert worth(real, {5: 0.25}) == {5: {"defects": pytest.approx(10), "at_least": False}}
-    assert worth(real, {5: 0.15}) == {5: {"defects": pytest.approx(2.5), "at_least": False}}
-    assert worth(real, {10: 0.5}) == {10: {"defects": 10, "at_least": True}}
-    assert worth(real, {10: 0.2}) == {10: {"defects": 0, "at_least": False}}
+    assert worth(real, 5, 0.25) == {"defects": pytest.approx(10), "at_least": False}
+    assert worth(real, 5, 0.15) == {"defects": pytest.approx(2.5), "at_least": False}
+    assert worth(real, 10, 0.5) == {"defects": 10, "at_least": True}
+    assert worth(real, 10, 0.2) == {"defects": 0, "at_least": False}
     # The end of the curve has nothing to compare with.
-    assert worth(real, {20: 0.4}) == {} and worth({10: 0.2}, {10: 0.4}) == {}
+    assert worth(real, 20, 0.4) is None and worth({10: 0.2}, 10, 0.4) is None
 
 
-def test_worth_is_in_the_sentence() -> None:
-    data = rows(5, real=(0.1, 0.1), own=(0.2, 0.2)) + rows(10, real=(0.15, 0.15)) + rows(20, real=(0.25, 0.25))
-    assert sentences(summarise(data, num_test_images=9))[0].endswith("Worth about 10 more real defects per class.")
+def test_worth_is_in_the_sentence_with_its_interval() -> None:
+    curve = rows(5, real=(0.1, 0.1)) + rows(10, real=(0.15, 0.15)) + rows(20, real=(0.25, 0.25))
+    sure = sentences(summarise(curve + rows(5, own=(0.2, 0.2)), num_test_images=9))[0]
+    assert sure.endswith("Worth about 10 more real defects per class (95 % interval: 10 to 10).")
+    # A gain of 10 points, give or take 12.7 * 0.5.
+    spread = sentences(summarise(curve + rows(5, own=(0.195, 0.205)), num_test_images=9))[0]
+    assert spread.endswith("Worth about 10 more real defects per class (95 % interval: 4 to over 15).")
 
 
 def test_plots_show_every_arm_and_what_cannot_be_drawn_is_left_out(tmp_path: Path) -> None:
