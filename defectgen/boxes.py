@@ -48,6 +48,11 @@ def expand_xyxy(xyxy: XYXY, margin_px: float) -> XYXY:
     return (x1 - x_margin, y1 - y_margin, x2 + x_margin, y2 + y_margin)
 
 
+def union(a: XYXY, b: XYXY) -> XYXY:
+    """The smallest box that holds both."""
+    return (min(a[0], b[0]), min(a[1], b[1]), max(a[2], b[2]), max(a[3], b[3]))
+
+
 def area(xyxy: XYXY) -> float:
     """Square pixels; 0 for a box that is empty or turned over."""
     x1, y1, x2, y2 = xyxy

@@ -12,7 +12,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from defectgen.boxes import area, iou_xyxy
+from defectgen.boxes import area, iou_xyxy, mask_xyxy, union
 from defectgen.copies import copied_in
 from defectgen.dataset.labels import (
     CUT_BORDER,
@@ -22,17 +22,18 @@ from defectgen.dataset.labels import (
     label_box,
     measure,
     own_margin,
+    visible_part,
     window_view,
 )
 from defectgen.errors import RunError
 from defectgen.images import read_rgb, sha256_file
 from defectgen.inpaint.backends import composite
-from defectgen.inpaint.placement import Placement, draw_turn, find_place
+from defectgen.inpaint.placement import Model, Placement, draw_turn, find_place
 from defectgen.recipe import Recipe
 from defectgen.records import XYXY, Composite, LabelledImage, PlacedDefect, Rejection, Sources
 from defectgen.seeds import derive_seed, numpy_rng
 from defectgen.studio import Studio
-from defectgen.windows import crop_window, resize
+from defectgen.windows import crop_window, resize, window_inside
 
 # Windows drawn together. Fixed, since the size of a batch changes the last bits of what is drawn in it.
 MICRO_BATCH = 4
@@ -338,21 +339,19 @@ def _judge(
     )
     if measured is None:
         return refuse("no visible change", f"no pixel changed by {min_change} grey levels")
-    even = even_margin(measured.xyxy, margin_px)
-    own = None
-    if margin_px and drawn.copied is not None and not studio.models[placement.model].crop.outlined:
-        # What its own box leaves around it: whatever the clean twin gets wrong of it is wrong in both.
-        model = studio.models[placement.model]
-        own = own_margin(model.crop, model.twin, min_change=min_change)
     size_wh = (image.shape[1], image.shape[0])
-    label = label_box(measured.xyxy, even if own is None else placement.turn.sides(own), size_wh)
+    evenly = label_box(measured.xyxy, even_margin(measured.xyxy, margin_px), size_wh)
+    label = evenly
     after = window_view(image, placement.window, window_px)
+    if margin_px and drawn.copied is not None:
+        own = _own_label(studio.models[placement.model], placement, before, after, min_change, size_wh)
+        label = evenly if own is None else union(own, measured.xyxy)
     seen = contrast(after, before, min_change=min_change)
     least = recipe.screen.min_contrast * studio.least_contrasts[placement.class_id]
     if seen < least:
         return refuse("fainter than real ones", f"contrast {seen:.0f} grey levels, at least {least:.0f}")
     # A speck with the margin of a defect would be as large as one.
-    share = area(label_box(measured.xyxy, even, size_wh)) / area(placement.asked_xyxy)
+    share = area(evenly) / area(placement.asked_xyxy)
     if share < recipe.labels.min_area_fraction:
         smallest = recipe.labels.min_area_fraction
         return refuse("smaller than asked", f"{share:.2f} of the box asked for, at least {smallest}")
@@ -389,6 +388,30 @@ def _judge(
     canvas.mask[measured.mask] = placement.class_id + 1
     canvas.placed.append(placed)
     return placed
+
+
+def _own_label(
+    model: Model,
+    placement: Placement,
+    before: np.ndarray,
+    after: np.ndarray,
+    min_change: int,
+    size_wh: tuple[int, int],
+) -> XYXY | None:
+    """The label of a redrawn copy, with the margin of its own model; None where that has no box or nothing is seen.
+
+    What is visible is measured alike of both, at the generator's scale, so that what the measure misses of a defect, or
+    its twin gets wrong, is in neither.
+    """
+    if model.crop.outlined:
+        return None
+    margin = own_margin(model.crop, model.twin, min_change=min_change)
+    # Beyond the edges of its image the window shows mirror images.
+    inside = resize(window_inside(placement.window, size_wh).astype(np.uint8), len(after)) > 0
+    seen = mask_xyxy(visible_part(after, before, min_change=min_change) & inside)
+    if margin is None or seen is None:
+        return None
+    return label_box(placement.window.to_image(seen, len(after)), placement.turn.sides(margin), size_wh)
 
 
 def _allowed(recipe: Recipe, base: LabelledImage) -> np.ndarray | None:

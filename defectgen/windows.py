@@ -35,6 +35,12 @@ class Window:
         x1, y1, x2, y2 = xyxy
         return ((x1 - self.x) * scale, (y1 - self.y) * scale, (x2 - self.x) * scale, (y2 - self.y) * scale)
 
+    def to_image(self, xyxy: XYXY, window_px: int) -> XYXY:
+        """The inverse of `to_window`."""
+        scale = self.side / window_px
+        x1, y1, x2, y2 = xyxy
+        return (self.x + x1 * scale, self.y + y1 * scale, self.x + x2 * scale, self.y + y2 * scale)
+
 
 def window_side(xyxy: XYXY, size_wh: tuple[int, int], *, window_px: int, context_factor: float) -> int:
     """Side, in image pixels, of the window for a defect.

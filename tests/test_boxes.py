@@ -14,6 +14,7 @@ from defectgen.boxes import (
     mask_xyxy,
     polygon_mask,
     polygon_xyxy,
+    union,
     xyxy_from_yolo,
     yolo_from_xyxy,
 )
@@ -45,6 +46,10 @@ def test_box_survives_a_yolo_row_of_six_decimals(case: tuple[tuple[int, int], XY
 def test_box_is_clipped_at_image_edge() -> None:
     assert clip_xyxy((-3, 5, 12, 30), (10, 20)) == (0, 5, 10, 20)
     assert area(clip_xyxy((11, 5, 15, 8), (10, 20))) == 0
+
+
+def test_union_holds_both_boxes() -> None:
+    assert union((2, 3, 5, 9), (4, 1, 8, 6)) == (2, 1, 8, 9)
 
 
 def test_area_of_a_turned_over_box_is_zero() -> None:

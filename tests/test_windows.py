@@ -84,6 +84,7 @@ def test_box_becomes_window_pixels() -> None:
     # At 20 px for 40, half size.
     assert window.to_window((0, 30, 10, 40), 20) == (5, 5, 10, 10)
     assert window.to_window(window.xyxy, 64) == (0, 0, 64, 64)
+    assert window.to_image((5, 5, 10, 10), 20) == (0, 30, 10, 40)
 
 
 def test_pixels_past_an_edge_are_mirrored_about_the_edge_pixel() -> None:

@@ -123,8 +123,14 @@ def cut_off(drawn: np.ndarray, clean: np.ndarray, region: np.ndarray, *, min_cha
 
 def visible_defect(crop: Crop, twin: np.ndarray, *, min_change: int) -> np.ndarray:
     """bool (H, W): where a real defect visibly differs from its clean twin (uint8 (H, W, 3))."""
-    image = centre(crop.image, twin.shape[0])
-    # Half the defect's contrast: a twin is drawn, and its grain must not count as the defect.
+    return visible_part(centre(crop.image, twin.shape[0]), twin, min_change=min_change)
+
+
+def visible_part(image: np.ndarray, twin: np.ndarray, *, min_change: int) -> np.ndarray:
+    """bool (H, W): where a window differs from its clean twin (both uint8 (H, W, 3)) by half the defect's contrast.
+
+    A twin may be drawn, and its grain must not count as the defect.
+    """
     strongest = float(np.quantile(cv2.absdiff(image, twin), 0.98))
     return visible_change(image, twin, min_change=max(2 * min_change, round(strongest / 2)))
 
@@ -203,7 +209,7 @@ def least_contrasts(crops: Sequence[Crop], twins: np.ndarray, *, num_classes: in
 
 
 def own_margin(crop: Crop, twin: np.ndarray, *, min_change: int) -> Sides | None:
-    """The image pixels that a real defect's box leaves left, above, right and below of what is visible of it.
+    """The image pixels that a real defect's box leaves left, above, right and below of its `visible_part`.
 
     0 where the box is the tighter one. None where nothing is visible.
     """
