@@ -2,22 +2,27 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
+import numpy as np
 import pytest
 import torch
 import yaml
 
 import defectgen.run as running
+import defectgen.yolo.train as training
+from defectgen.data.demo import write_demo
 from defectgen.dataset.manifest import read_manifest
 from defectgen.dataset.verify import verify_dataset
 from defectgen.errors import DataError, DefectgenError, RunError
 from defectgen.images import encode_image, read_rgb
+from defectgen.recipe import Arm, DemoData
 from defectgen.run import available_cores, open_run, read_sources, run_fit, run_synth, run_train_yolo, task_of
 
 pytestmark = pytest.mark.usefixtures("short_fitting")
@@ -416,3 +421,55 @@ def test_manifest_names_what_made_it(fitted: Any, made: Path) -> None:
     facts = json.loads((made / "generator/fit.json").read_text())
     assert header["generator_fingerprint"] == facts["fingerprint"]
     assert header["class_names"] == facts["class_names"]
+
+
+def test_held_out_parts_reach_neither_generator_nor_set_nor_training(
+    tmp_path: Path, toys: Any, one_process: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Other pixels and labels on the held-out parts change no byte of what is fitted, made or trained on."""
+    root = tmp_path / "data"
+    write_demo(DemoData(defects_per_class=4, clean_parts=8, test_parts=2, size_px=128), root)
+    parts = sorted({path.name.partition("_")[0] for path in (root / "train/images").iterdir()})
+    held_out = [*parts[::5], *sorted(path.name.partition("_")[0] for path in (root / "train/clean").iterdir())[:2]]
+    recipe = toys.recipe(
+        data={
+            "demo": None,
+            "root": str(root),
+            "train_images": "train/images",
+            "train_clean": "train/clean",
+            "group_pattern": r"^(part\d+)_",
+            "test_groups": held_out,
+        },
+        train_yolo={"arms": list(get_args(Arm))},
+    )
+    metrics = dict.fromkeys(("map50", "map50_95", "recall_at_fp", "precision", "recall"), 0.5) | {"per_class": []}
+    figures = {"metrics": metrics | {"confidence_at_fp": 0.5, "mask_map50": None, "mask_map50_95": None}}
+    figures |= {"training": None, "device": "cpu", "precision": "fp32", "versions": {}}
+    # What it would be told is on disk by then.
+    monkeypatch.setattr(training, "_run_worker", lambda *_: figures)
+    trees = []
+    for name in ("before", "after"):
+        out = tmp_path / name
+        run_train_yolo(recipe, out, workers=1, progress=silent)
+        trees.append(
+            {
+                path: re.sub(rb'"seconds": .*', b"", content.replace(bytes(out), b"OUT"))
+                for path, content in toys.read_tree(out).items()
+                if not path.endswith(("result.json", "results.json"))
+            }
+        )
+        for path in sorted(root.rglob("*.png")):
+            if path.name.partition("_")[0] in held_out:
+                shape = read_rgb(path).shape
+                noise = np.random.default_rng(len(path.name)).integers(0, 256, shape).astype(np.uint8)
+                path.write_bytes(encode_image(noise, "png"))
+                label = path.parent.parent / "labels" / f"{path.stem}.txt"
+                if label.exists():
+                    label.write_text("2 0.5 0.5 0.2 0.2\n")
+    before, after = trees
+    assert {path.split("/")[0] for path in before} >= {"generator", "dataset", "yolo"}
+    assert {path.split("/")[1] for path in before if path.endswith("samples.json")} >= {
+        arm.replace("+", "-") for arm in get_args(Arm)
+    }
+    other = {path for path in before.keys() | after.keys() if before.get(path) != after.get(path)}
+    assert other and all(path.startswith("yolo/test/") for path in other)
