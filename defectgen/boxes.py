@@ -138,6 +138,20 @@ def mask_outlines(mask: np.ndarray, *, holes: bool = False) -> tuple[Polygon, ..
     return tuple(polygons)
 
 
+def joined_outline(outlines: Sequence[Polygon]) -> Polygon:
+    """Outlines of the parts and holes of one object as a single one, joined by bridges without width.
+
+    By the even-odd rule, as in `polygon_mask`, it encloses what all of them together do.
+    """
+    first, *others = outlines
+    if not others:
+        return first
+    joined = [*first, first[0]]
+    for outline in others:
+        joined += [*outline, outline[0], first[0]]
+    return tuple(joined)
+
+
 def _as_boxes(boxes: np.ndarray | Sequence[XYXY] | XYXY) -> np.ndarray:
     array = np.asarray(boxes, dtype=np.float64)
     return array.reshape(0, 4) if array.size == 0 else array

@@ -41,12 +41,22 @@ class Data(Section):
     root: str | None = Field(
         None, description="Folder of the data. ${NAME} is replaced from the environment; relative to the recipe file."
     )
-    format: Literal["yolo", "labelme"] = Field("yolo", description="yolo: box or polygon rows; labelme: JSON polygons.")
+    format: Literal["yolo", "labelme", "voc", "coco", "cvat", "masks", "mvtec"] = Field(
+        "yolo",
+        description="yolo: box or polygon rows. labelme: JSON polygons. voc: XML boxes. coco, cvat: one file for all "
+        "images. masks: an image per image. mvtec: masks in a folder per class, as in MVTec AD.",
+    )
     classes: list[str] | None = Field(
-        None, description="Class names in label order. yolo: default from data.yaml in root; labelme: required."
+        None,
+        description="Class names in label order. Default: yolo: from data.yaml in root; coco, cvat: from their file; "
+        "mvtec: the folders; the others: required.",
     )
     train_images: str | None = Field(None, description="Folder of real images with defects.")
-    train_labels: str | None = Field(None, description="Their labels; default: the sibling `labels`, else beside them.")
+    train_labels: str | None = Field(
+        None,
+        description="Their labels: a folder; for coco and cvat a file. Default: the sibling `labels` (`masks`, "
+        "`ground_truth`), else beside them.",
+    )
     train_clean: str | None = Field(None, description="Folder of clean product images.")
     test_images: str | None = Field(None, description="Held-out real images; default: groups split off train_images.")
     test_labels: str | None = Field(None, description="Their labels; default as for train_labels.")
@@ -91,8 +101,8 @@ class Data(Section):
             raise ValueError("needs `root` and `train_images`, or `demo`")
         if self.demo is None and self.base == "clean" and self.train_clean is None:
             raise ValueError("needs `train_clean`; where no clean image exists, set base: defective")
-        if self.demo is None and self.format == "labelme" and not self.classes:
-            raise ValueError("needs `classes` for format: labelme")
+        if self.demo is None and self.format in ("labelme", "voc", "masks") and not self.classes:
+            raise ValueError(f"needs `classes` for format: {self.format}")
         return self
 
 

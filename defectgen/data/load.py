@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from defectgen.data.readers import class_names, read_clean, read_labelme, read_yolo
+from defectgen.data.readers import SET_FORMATS, class_names, read_clean, read_labelled
 from defectgen.data.split import draw_budget, find_leaks, split_groups
 from defectgen.errors import DataError
 from defectgen.recipe import Data, Recipe
@@ -38,8 +38,7 @@ def load_sources(recipe: Recipe, demo_folder: Path | None = None) -> Sources:
         folder = folders.get(images)
         if folder is None:
             return [], []
-        read = {"yolo": read_yolo, "labelme": read_labelme}[data.format]
-        found, faults = read(folder, folders.get(labels), names, group_pattern=data.group_pattern)
+        found, faults = read_labelled(folder, folders.get(labels), data.format, names, group_pattern=data.group_pattern)
         problems.extend(faults)
         return [image for image in found if image.annotations], [image for image in found if not image.annotations]
 
@@ -115,14 +114,15 @@ def _with_demo(data: Data, demo_folder: Path | None) -> Data:
 
 
 def _folders(data: Data, root: Path) -> dict[str, Path]:
-    """The absolute folder of each field that names one."""
+    """The absolute folder of each field that names one; of labels it may be a file."""
+    files = ("train_labels", "test_labels") if data.format in SET_FORMATS else ()
     if not root.is_dir():
         raise DataError(f"data.root: no such folder {root}; correct it, or put the data there")
     folders = {field: root / getattr(data, field) for field in _FOLDERS if getattr(data, field) is not None}
     missing = [
         f"data.{field}: no such folder {folder}; correct the name, or put the data there"
         for field, folder in folders.items()
-        if not folder.is_dir()
+        if not (folder.is_dir() or (folder.is_file() and field in files))
     ]
     if missing:
         raise DataError("\n".join(missing))

@@ -2,96 +2,88 @@
 
 from __future__ import annotations
 
-import json
-import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
 
-import numpy as np
-import yaml
-
-from defectgen.boxes import clip_xyxy, polygon_xyxy, xyxy_from_yolo
+from defectgen.data.annotations import MarkedSet, Parsed, Parser
+from defectgen.data.formats.coco import read_coco
+from defectgen.data.formats.cvat import read_cvat
+from defectgen.data.formats.labelme import parse_labelme
+from defectgen.data.formats.masks import CLEAN_FOLDERS, folder_classes, mask_of, read_mask
+from defectgen.data.formats.voc import parse_voc
+from defectgen.data.formats.yolo import names_in, parse_yolo
 from defectgen.data.split import group_of
 from defectgen.errors import DataError
 from defectgen.images import IMAGE_SUFFIXES, list_images, read_rgb
 from defectgen.recipe import Data
-from defectgen.records import XYXY, Annotation, LabelledImage, Polygon, Problem
+from defectgen.records import LabelledImage, Problem
 
 Found = tuple[list[LabelledImage], list[Problem]]
-Parsed = tuple[list[Annotation], list[Problem]]
-Parser = Callable[[str, tuple[int, int], Sequence[str], str], Parsed]
-Item = TypeVar("Item")
+# A label file per image, or one for them all.
+FILE_FORMATS: dict[str, tuple[str, Parser]] = {
+    "yolo": (".txt", parse_yolo),
+    "labelme": (".json", parse_labelme),
+    "voc": (".xml", parse_voc),
+}
+SET_FORMATS: dict[str, Callable[[Path], MarkedSet]] = {"coco": read_coco, "cvat": read_cvat}
 
-# Under a pixel by more than six decimals round off.
-_MIN_SIDE_PX = 0.95
 # labelImg leaves it among the labels.
 _NO_LABEL_FILE = "classes.txt"
 
 
-class _Fault(Exception):
-    def __init__(self, reason: str, remedy: str) -> None:
-        super().__init__(reason)
-        self.reason, self.remedy = reason, remedy
-
-
 def class_names(data: Data, root: Path) -> tuple[str, ...]:
-    """The class names in label order: the recipe's `data.classes`, else `names` of `root`/data.yaml.
+    """The class names in label order: the recipe's `data.classes`, else what the labels say.
+
+    yolo: `names` of `root`/data.yaml. coco, cvat: the file's, in its order. mvtec: the folders of `train_images`.
 
     Raises:
-        DataError: a name occurs twice, or data.yaml is missing or has no usable `names`.
+        DataError: a name occurs twice, or there are none.
     """
-    path = root / "data.yaml"
-    names, origin = (data.classes, "data.classes") if data.classes else (_names_in(path), f"{path}: names")
+    names: Sequence[str]
+    if data.classes:
+        names, origin = data.classes, "data.classes"
+    elif data.format in SET_FORMATS:
+        path = find_marked_set(root / str(data.train_images), _under(root, data.train_labels), data.format)
+        names, origin = SET_FORMATS[data.format](path).class_names, str(path)
+    elif data.format == "mvtec":
+        folder = root / str(data.train_images)
+        names, origin = folder_classes(folder), str(folder)
+    else:
+        path = root / "data.yaml"
+        names, origin = names_in(path), f"{path}: names"
+    if not names:
+        raise DataError(f"{origin}: names no class; list them in data.classes")
     repeated = [name for name, count in Counter(names).items() if count > 1]
     if repeated:
         raise DataError(f"{origin}: {repeated[0]!r} occurs more than once; give every class a name of its own")
     return tuple(names)
 
 
-def _names_in(path: Path) -> list[str]:
-    remedy = "list the class names in label order there, or in data.classes"
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        reason = getattr(error, "strerror", None) or " ".join(str(error).split())
-        raise DataError(f"{path}: cannot be read for the class names ({reason}); {remedy}") from None
-    names = content.get("names") if isinstance(content, dict) else None
-    if isinstance(names, dict):
-        if sorted(names, key=str) != sorted(range(len(names)), key=str):
-            raise DataError(f"{path}: names: must be numbered from 0 without gaps, got {list(names)}; {remedy}")
-        names = [names[class_id] for class_id in range(len(names))]
-    if not isinstance(names, list) or not names:
-        raise DataError(f"{path}: names: must be a list or mapping of class names, got {names!r}; {remedy}")
-    return [str(name) for name in names]
+def _under(root: Path, name: str | None) -> Path | None:
+    return None if name is None else root / name
 
 
-def read_yolo(
-    images: Path, labels: Path | None, class_names: Sequence[str], *, group_pattern: str | None = None
+def read_labelled(
+    images: Path, labels: Path | None, format: str, class_names: Sequence[str], *, group_pattern: str | None = None
 ) -> Found:
-    """The images under `images` with their YOLO rows (boxes or polygons), and what is wrong with them.
+    """The images under `images` with their annotations, and what is wrong with them.
 
-    Every image is decoded. An image with an error is left out; an empty label file makes a clean image. `labels`
-    None: see `find_labels`. `group_pattern`: as in the recipe.
+    Every image is decoded. An image with an error is left out; one without annotations is clean. `labels` None: see
+    `find_labels` and `find_marked_set`. `group_pattern`: as in the recipe.
 
     Raises:
-        DataError: `images` is no folder.
+        DataError: `images` is no folder, or the file that holds all annotations is missing or is none.
     """
-    return _read_labelled(images, labels, ".txt", parse_yolo, class_names, group_pattern)
-
-
-def read_labelme(
-    images: Path, labels: Path | None, class_names: Sequence[str], *, group_pattern: str | None = None
-) -> Found:
-    """As `read_yolo`, with a labelme JSON file (polygons and rectangles) per image.
-
-    Raises:
-        DataError: `images` is no folder.
-    """
-    return _read_labelled(images, labels, ".json", parse_labelme, class_names, group_pattern)
+    if format in SET_FORMATS:
+        return _read_marked_set(images, labels, format, class_names, group_pattern)
+    if format in ("masks", "mvtec"):
+        return _read_masks(images, labels, class_names, group_pattern)
+    suffix, parse = FILE_FORMATS[format]
+    return _read_files(images, labels, suffix, parse, class_names, group_pattern)
 
 
 def read_clean(images: Path, *, group_pattern: str | None = None) -> Found:
@@ -140,29 +132,34 @@ def _read_image(path: Path, folder: Path, group_pattern: str | None) -> Found:
     return [LabelledImage(path.absolute(), name, (width, height), group)], []
 
 
-def _read_labelled(
-    images: Path, labels: Path | None, suffix: str, parse: Parser, class_names: Sequence[str], group_pattern: str | None
-) -> Found:
-    folder = labels or find_labels(images)
-
-    def label_path(path: Path) -> Path:
-        return (folder / path.relative_to(images)).with_suffix(suffix)
-
+def _read_marked(images: Path, group_pattern: str | None, marks_of: Callable[[LabelledImage], Parsed]) -> Found:
     def read_one(path: Path) -> Found:
         found, problems = _read_image(path, images, group_pattern)
         if not found:
             return found, problems
-        text, problems = _read_label_text(label_path(path))
-        if text is None:
-            return [], problems
-        annotations, problems = parse(text, found[0].size_wh, class_names, str(label_path(path)))
+        annotations, problems = marks_of(found[0])
         if any(problem.severity == "error" for problem in problems):
             return [], problems
-        image = found[0]
-        return [LabelledImage(image.path, image.name, image.size_wh, image.group, tuple(annotations))], problems
+        return [replace(found[0], annotations=tuple(annotations))], problems
 
-    found, problems = _read_all(images, read_one)
-    users = Counter(label_path(path) for path in list_images(images))
+    return _read_all(images, read_one)
+
+
+def _read_files(
+    images: Path, labels: Path | None, suffix: str, parse: Parser, class_names: Sequence[str], group_pattern: str | None
+) -> Found:
+    folder = labels or find_labels(images)
+
+    def label_path(name: str) -> Path:
+        return (folder / name).with_suffix(suffix)
+
+    def marks_of(image: LabelledImage) -> Parsed:
+        path = label_path(image.name)
+        text, problems = _read_label_text(path)
+        return ([], problems) if text is None else parse(text, image.size_wh, class_names, str(path))
+
+    found, problems = _read_marked(images, group_pattern, marks_of)
+    users = Counter(label_path(path.relative_to(images).as_posix()) for path in list_images(images))
     for path in sorted(folder.rglob(f"*{suffix}")):
         if path not in users and path.name != _NO_LABEL_FILE and not path.name.startswith("."):
             remedy = f"add its image under {images}, or remove it"
@@ -172,6 +169,73 @@ def _read_labelled(
             remedy = "rename the images so that their names differ before the suffix"
             problems.append(Problem("error", str(path), "", f"{count} images share the label file", remedy))
     return found, problems
+
+
+def _read_marked_set(
+    images: Path, labels: Path | None, format: str, class_names: Sequence[str], group_pattern: str | None
+) -> Found:
+    marked = SET_FORMATS[format](find_marked_set(images, labels, format))
+    seen: set[str] = set()
+
+    def marks_of(image: LabelledImage) -> Parsed:
+        entry = marked.entry_of(image.name)
+        if entry is None:
+            remedy = "mark its defects there, or list it without any if it is clean"
+            return [], [Problem("error", str(marked.path), "", f"does not list {image.name!r}", remedy)]
+        seen.add(entry)
+        return marked.read(entry, image.size_wh, class_names)
+
+    found, problems = _read_marked(images, group_pattern, marks_of)
+    for name in sorted(marked.of_file.keys() - seen):
+        remedy = f"add it under {images}, or remove the entry"
+        problems.append(
+            Problem("warning", str(marked.path), repr(name), "is listed, but there is no such image", remedy)
+        )
+    return found, problems
+
+
+def _read_masks(images: Path, labels: Path | None, class_names: Sequence[str], group_pattern: str | None) -> Found:
+    folder = labels or next(
+        (path for path in (images.parent / "masks", images.parent / "ground_truth") if path.is_dir()), images
+    )
+
+    def marks_of(image: LabelledImage) -> Parsed:
+        kind = image.path.parent.name if image.path.parent != images.absolute() else ""
+        path = mask_of(images / image.name, images, folder)
+        if path is not None and path.absolute() != image.path:
+            return read_mask(path, image.size_wh, class_names, folder=kind)
+        if kind in CLEAN_FOLDERS:
+            return [], []
+        remedy = "draw it, or add a black one if the image is clean"
+        return [], [Problem("error", str(image.path), "", f"has no mask in {folder}", remedy)]
+
+    return _read_marked(images, group_pattern, marks_of)
+
+
+def find_marked_set(images: Path, labels: Path | None, format: str) -> Path:
+    """The one file with the annotations of `images`: `labels`, or the only one in that folder or about the images.
+
+    Raises:
+        DataError: there is none, or more than one.
+    """
+    suffix = {"coco": ".json", "cvat": ".xml"}[format]
+    if labels is not None and labels.is_file():
+        return labels
+    places = [labels] if labels is not None else [images, images.parent, images.parent / "annotations"]
+    for place in places:
+        found = (
+            sorted(path for path in place.glob(f"*{suffix}") if not path.name.startswith(".")) if place.is_dir() else []
+        )
+        if len(found) == 1:
+            return found[0]
+        if found:
+            listed = ", ".join(path.name for path in found[:3])
+            raise DataError(
+                f"{place}: holds {len(found)} {suffix} files ({listed}); name one in data.train_labels (test_labels)"
+            )
+    raise DataError(
+        f"{images}: found no {suffix} file with its annotations; name it in data.train_labels (test_labels)"
+    )
 
 
 def _read_label_text(path: Path) -> tuple[str | None, list[Problem]]:
@@ -187,130 +251,3 @@ def _read_label_text(path: Path) -> tuple[str | None, list[Problem]]:
         return None, [Problem("error", str(path), "", reason, "save it as UTF-8 text")]
     except OSError as error:
         return None, [Problem("error", str(path), "", f"cannot be read ({error.strerror})", "check the file")]
-
-
-def parse_yolo(text: str, size_wh: tuple[int, int], class_names: Sequence[str], path: str) -> Parsed:
-    """The annotations of a YOLO label file: `class x y w h` or `class x1 y1 x2 y2 x3 y3 ...` per row, as fractions."""
-    rows = ((f"row {number}", line.split()) for number, line in enumerate(text.splitlines(), start=1) if line.strip())
-    return _collect(rows, lambda row: _annotation_of_row(row, size_wh, len(class_names)), path)
-
-
-def parse_labelme(text: str, size_wh: tuple[int, int], class_names: Sequence[str], path: str) -> Parsed:
-    """The annotations of a labelme JSON file: polygons and rectangles in pixels."""
-    try:
-        content = json.loads(text)
-        shapes = _checked_shapes(content, size_wh)
-    except json.JSONDecodeError as error:
-        reason = f"is no valid JSON ({error.msg} at line {error.lineno})"
-        return [], [Problem("error", path, "", reason, "save it again from labelme")]
-    except _Fault as fault:
-        return [], [Problem("error", path, "", fault.reason, fault.remedy)]
-    items = ((f"shape {number}", shape) for number, shape in enumerate(shapes, start=1))
-    return _collect(items, lambda shape: _annotation_of_shape(shape, size_wh, class_names), path)
-
-
-def _collect(items: Iterable[tuple[str, Item]], parse: Callable[[Item], Annotation], path: str) -> Parsed:
-    places: dict[Annotation, str] = {}
-    problems: list[Problem] = []
-    for where, item in items:
-        try:
-            annotation = parse(item)
-        except _Fault as fault:
-            problems.append(Problem("error", path, where, fault.reason, fault.remedy))
-            continue
-        if annotation in places:
-            reason = f"repeats {places[annotation]} (class {annotation.class_id})"
-            problems.append(Problem("warning", path, where, reason, "it counts once; remove it"))
-        places.setdefault(annotation, where)
-    return list(places), problems
-
-
-def _annotation_of_row(row: list[str], size_wh: tuple[int, int], num_classes: int) -> Annotation:
-    remedy = "a row is `class x y w h` or `class x1 y1 x2 y2 x3 y3 ...`"
-    if len(row) != 5 and (len(row) < 7 or len(row) % 2 == 0):
-        raise _Fault(f"has {len(row)} values, got {' '.join(row[:8])!r}", remedy)
-    values = [_number(token, remedy) for token in row]
-    if not values[0].is_integer() or not 0 <= values[0] < num_classes:
-        known = f"0 to {num_classes - 1}" if num_classes > 1 else "0"
-        raise _Fault(f"class {row[0]} is not one of {known}", "correct it, or add the class to the class names")
-    class_id = int(values[0])
-    if max(abs(value) for value in values[1:]) > 2:
-        raise _Fault(
-            f"{max(values[1:], key=abs):g} is no fraction of the image", "divide pixels by the image's width and height"
-        )
-    if len(values) == 5:
-        return _annotation(class_id, xyxy_from_yolo(values[1:], size_wh), None, size_wh)
-    polygon = tuple((x * size_wh[0], y * size_wh[1]) for x, y in zip(values[1::2], values[2::2], strict=True))
-    return _annotation(class_id, polygon_xyxy(polygon), polygon, size_wh)
-
-
-def _number(token: str, remedy: str) -> float:
-    try:
-        value = float(token)
-    except ValueError:
-        raise _Fault(f"{token!r} is no number", remedy) from None
-    if not math.isfinite(value):
-        raise _Fault(f"{token!r} is no finite number", remedy)
-    return value
-
-
-def _checked_shapes(content: Any, size_wh: tuple[int, int]) -> list[Any]:
-    if not isinstance(content, dict) or not isinstance(content.get("shapes"), list):
-        raise _Fault("has no list `shapes`", "save it from labelme")
-    for field, size in zip(("imageWidth", "imageHeight"), size_wh, strict=True):
-        stated = content.get(field)
-        if stated is not None and stated != size:
-            raise _Fault(
-                f"{field} is {stated}, but the image has {size} px", "mark the defects on this very image, upright"
-            )
-    return content["shapes"]
-
-
-def _annotation_of_shape(shape: Any, size_wh: tuple[int, int], class_names: Sequence[str]) -> Annotation:
-    if not isinstance(shape, dict):
-        raise _Fault(f"is no mapping, got {shape!r}", "save the file from labelme")
-    label, kind = shape.get("label"), shape.get("shape_type", "polygon")
-    if not isinstance(label, str) or label not in class_names:
-        raise _Fault(f"label {label!r} is not one of {', '.join(class_names)}", "correct it, or add it to data.classes")
-    if kind not in ("polygon", "rectangle"):
-        raise _Fault(f"shape_type {kind!r} cannot be used", "draw a polygon or a rectangle")
-    try:
-        corners = np.array(shape.get("points"), dtype=np.float64).reshape(-1, 2)
-    except (TypeError, ValueError):
-        raise _Fault(
-            f"points are no pairs of numbers, got {shape.get('points')!r:.60}", "draw the shape again"
-        ) from None
-    if not np.isfinite(corners).all():
-        raise _Fault("has a point that is no finite number", "draw the shape again")
-    fewest = 2 if kind == "rectangle" else 3
-    if len(corners) < fewest:
-        raise _Fault(f"the {kind} has {len(corners)} points, needs {fewest}", "draw the shape again")
-    polygon = tuple((float(x), float(y)) for x, y in corners)
-    class_id = list(class_names).index(label)
-    return _annotation(class_id, polygon_xyxy(polygon), polygon if kind == "polygon" else None, size_wh)
-
-
-def _annotation(class_id: int, xyxy: XYXY, polygon: Polygon | None, size_wh: tuple[int, int]) -> Annotation:
-    """The annotation cut to the image where it is off by rounding alone: half a pixel, or a thousandth of the side."""
-    x1, y1, x2, y2 = xyxy
-    shape = "outline" if polygon else "box"
-    collinear = polygon is not None and np.linalg.matrix_rank(np.subtract(polygon, polygon[0]), tol=0.1) < 2
-    if x2 <= x1 or y2 <= y1 or collinear:
-        line = ", its points on one line" if collinear else ""
-        raise _Fault(f"the {shape} has no area, got {x2 - x1:g} x {y2 - y1:g} px{line}", "draw it again or remove it")
-    width, height = size_wh
-    outside_px = max(-x1, -y1, x2 - width, y2 - height)
-    allowed = [max(0.5, 1e-3 * side) for side in size_wh]
-    if max(-x1, x2 - width) > allowed[0] or max(-y1, y2 - height) > allowed[1]:
-        raise _Fault(
-            f"the {shape} reaches {outside_px:.1f} px outside the image of {width} x {height} px", "draw it inside"
-        )
-    clipped = clip_xyxy(xyxy, size_wh)
-    sides = clipped[2] - clipped[0], clipped[3] - clipped[1]
-    if min(sides) < _MIN_SIDE_PX:
-        raise _Fault(
-            f"the {shape} is {sides[0]:.2f} x {sides[1]:.2f} px, less than a pixel", "draw it again or remove it"
-        )
-    if polygon is not None:
-        polygon = tuple((min(max(x, 0.0), float(width)), min(max(y, 0.0), float(height))) for x, y in polygon)
-    return Annotation(class_id, clipped, polygon)

@@ -11,15 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from defectgen.boxes import yolo_from_xyxy
-from defectgen.data.readers import (
-    class_names,
-    find_labels,
-    parse_labelme,
-    parse_yolo,
-    read_clean,
-    read_labelme,
-    read_yolo,
-)
+from defectgen.data.formats.labelme import parse_labelme
+from defectgen.data.formats.yolo import parse_yolo
+from defectgen.data.readers import class_names, find_labels, read_clean, read_labelled
 from defectgen.errors import DataError
 from defectgen.images import encode_image, write_bytes_atomic
 from defectgen.recipe import Data
@@ -175,7 +169,7 @@ def test_faulty_labelme_file_says_what_is_wrong(text: str, message: str) -> None
 
 def test_set_is_read_with_sizes_groups_and_an_empty_file_as_clean(tmp_path: Path) -> None:
     images = _write_set(tmp_path, {"p1_a": "0 0.5 0.5 0.1 0.2", "deep/p2_b": "", "p1_c": "\ufeff1 0.5 0.5 0.1 0.2"})
-    found, problems = read_yolo(images, None, CLASSES, group_pattern=r"^(p\d+)_")
+    found, problems = read_labelled(images, None, "yolo", CLASSES, group_pattern=r"^(p\d+)_")
     assert problems == []
     assert [(image.name, image.group, len(image.annotations)) for image in found] == [
         ("deep/p2_b.png", "p2", 0),
@@ -196,7 +190,7 @@ def test_every_fault_of_a_set_is_reported_and_its_images_left_out(tmp_path: Path
     (images / "e.png").write_bytes((images / "e.png").read_bytes()[:-30])
     (labels / "gone.txt").touch()
     (labels / "classes.txt").touch()
-    found, problems = read_yolo(images, labels, CLASSES)
+    found, problems = read_labelled(images, labels, "yolo", CLASSES)
     assert [image.name for image in found] == ["a.PNG"]
     size = (images / "e.png").stat().st_size
     assert _messages(problems) == [
@@ -211,7 +205,7 @@ def test_every_fault_of_a_set_is_reported_and_its_images_left_out(tmp_path: Path
 
 def test_name_without_the_group_is_an_error(tmp_path: Path) -> None:
     images = _write_set(tmp_path, {"p1_a": "", "q": ""})
-    found, problems = read_yolo(images, None, CLASSES, group_pattern=r"^(p\d+)_")
+    found, problems = read_labelled(images, None, "yolo", CLASSES, group_pattern=r"^(p\d+)_")
     assert [image.name for image in found] == ["p1_a.png"]
     assert _messages(problems) == [
         f"error {images}/q.png: data.group_pattern '^(p\\\\d+)_' finds no group in it; "
@@ -222,7 +216,7 @@ def test_name_without_the_group_is_an_error(tmp_path: Path) -> None:
 def test_two_images_of_one_label_file_are_an_error(tmp_path: Path) -> None:
     images = _write_set(tmp_path, {"a": ""})
     _write_image(images / "a.bmp")
-    assert _messages(read_yolo(images, None, CLASSES)[1]) == [
+    assert _messages(read_labelled(images, None, "yolo", CLASSES)[1]) == [
         f"error {tmp_path}/labels/a.txt: 2 images share the label file; "
         "rename the images so that their names differ before the suffix"
     ]
@@ -249,7 +243,7 @@ def test_labelme_files_are_found_beside_the_images(tmp_path: Path) -> None:
     _write_image(tmp_path / "b.png")
     shape = {"label": "pit", "shape_type": "polygon", "points": [[1, 1], [9, 1], [5, 9]]}
     (tmp_path / "a.json").write_text(_labelme(shape))
-    found, problems = read_labelme(tmp_path, None, CLASSES)
+    found, problems = read_labelled(tmp_path, None, "labelme", CLASSES)
     assert [(image.name, len(image.annotations)) for image in found] == [("a.png", 1)]
     assert _messages(problems) == [
         f"error {tmp_path}/b.json: the label file is missing; "
@@ -320,7 +314,9 @@ def test_missing_data_yaml_says_what_to_do(tmp_path: Path) -> None:
 def test_real_yolo_set_is_read_without_a_problem(
     folder: str, format: str, classes: int, pattern: str, num_images: int, num_defects: int, groups: set[str]
 ) -> None:
-    found, problems = read_yolo(_shared(folder), None, [str(n) for n in range(classes)], group_pattern=pattern)
+    found, problems = read_labelled(
+        _shared(folder), None, "yolo", [str(n) for n in range(classes)], group_pattern=pattern
+    )
     assert problems == []
     assert len(found) == num_images
     assert sum(len(image.annotations) for image in found) == num_defects
@@ -329,8 +325,8 @@ def test_real_yolo_set_is_read_without_a_problem(
 
 @pytest.mark.shared_data
 def test_real_labelme_set_is_read_without_a_problem() -> None:
-    found, problems = read_labelme(
-        _shared("bsdata/train/defective"), None, ["Pitting"], group_pattern=r"_(\d+_\d+)_crop"
+    found, problems = read_labelled(
+        _shared("bsdata/train/defective"), None, "labelme", ["Pitting"], group_pattern=r"_(\d+_\d+)_crop"
     )
     assert problems == []
     assert len(found) == 163

@@ -1,0 +1,1 @@
+"""Annotation formats: what a label file says, as annotations and problems."""

@@ -1,0 +1,55 @@
+"""YOLO label files: a row per defect, as fractions of the image; and data.yaml."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import yaml
+
+from defectgen.boxes import polygon_xyxy, xyxy_from_yolo
+from defectgen.data.annotations import Fault, Parsed, annotation, collect, number
+from defectgen.errors import DataError
+from defectgen.records import Annotation
+
+
+def parse_yolo(text: str, size_wh: tuple[int, int], class_names: Sequence[str], path: str) -> Parsed:
+    """The annotations of a YOLO label file: `class x y w h` or `class x1 y1 x2 y2 x3 y3 ...` per row, as fractions."""
+    rows = ((f"row {number}", line.split()) for number, line in enumerate(text.splitlines(), start=1) if line.strip())
+    return collect(rows, lambda row: _annotation_of_row(row, size_wh, len(class_names)), path)
+
+
+def _annotation_of_row(row: list[str], size_wh: tuple[int, int], num_classes: int) -> Annotation:
+    remedy = "a row is `class x y w h` or `class x1 y1 x2 y2 x3 y3 ...`"
+    if len(row) != 5 and (len(row) < 7 or len(row) % 2 == 0):
+        raise Fault(f"has {len(row)} values, got {' '.join(row[:8])!r}", remedy)
+    values = [number(token, remedy) for token in row]
+    if not values[0].is_integer() or not 0 <= values[0] < num_classes:
+        known = f"0 to {num_classes - 1}" if num_classes > 1 else "0"
+        raise Fault(f"class {row[0]} is not one of {known}", "correct it, or add the class to the class names")
+    class_id = int(values[0])
+    if max(abs(value) for value in values[1:]) > 2:
+        raise Fault(
+            f"{max(values[1:], key=abs):g} is no fraction of the image", "divide pixels by the image's width and height"
+        )
+    if len(values) == 5:
+        return annotation(class_id, xyxy_from_yolo(values[1:], size_wh), None, size_wh)
+    polygon = tuple((x * size_wh[0], y * size_wh[1]) for x, y in zip(values[1::2], values[2::2], strict=True))
+    return annotation(class_id, polygon_xyxy(polygon), polygon, size_wh)
+
+
+def names_in(path: Path) -> list[str]:
+    remedy = "list the class names in label order there, or in data.classes"
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        reason = getattr(error, "strerror", None) or " ".join(str(error).split())
+        raise DataError(f"{path}: cannot be read for the class names ({reason}); {remedy}") from None
+    names = content.get("names") if isinstance(content, dict) else None
+    if isinstance(names, dict):
+        if sorted(names, key=str) != sorted(range(len(names)), key=str):
+            raise DataError(f"{path}: names: must be numbered from 0 without gaps, got {list(names)}; {remedy}")
+        names = [names[class_id] for class_id in range(len(names))]
+    if not isinstance(names, list) or not names:
+        raise DataError(f"{path}: names: must be a list or mapping of class names, got {names!r}; {remedy}")
+    return [str(name) for name in names]
