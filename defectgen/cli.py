@@ -133,6 +133,54 @@ def _root(version: Annotated[bool, typer.Option("--version", help="Print the ver
 
 
 @app.command()
+def init(
+    folder: Annotated[
+        Path, typer.Argument(metavar="FOLDER", help="Images, with their annotations in any known format.")
+    ],
+    recipe_path: Annotated[
+        Path | None, typer.Option("--recipe", metavar="FILE", help="What to write. Default: <folder's name>.yaml here.")
+    ] = None,
+    data_format: Annotated[
+        str | None, typer.Option("--format", help="Where the folder can be read in more than one way.")
+    ] = None,
+    as_json: AsJson = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a recipe that is there.")] = False,
+) -> None:
+    """Look at a folder, say what it holds, and write a commented recipe for it."""
+    with _reported(_command()):
+        from defectgen.data.look import FORMATS, look
+        from defectgen.draft import draft
+        from defectgen.images import write_bytes_atomic
+
+        if data_format not in (None, *FORMATS):
+            raise UsageError(f"--format: must be of {', '.join(FORMATS)}, got {data_format!r}")
+        path = recipe_path or Path(f"{folder.resolve().name}.yaml")
+        if path.exists() and not overwrite:
+            raise UsageError(f"{path}: is there already; name another --recipe, or --overwrite to replace it")
+        layout, *others = look(folder, data_format)
+        text, sources = draft(folder, layout)
+        write_bytes_atomic(path, text.encode())
+        errors = [str(problem) for problem in sources.problems if problem.severity == "error"]
+        marks = sum(len(image.annotations) for image in sources.train_pool)
+        if as_json:
+            facts = {"recipe": str(path), "data": layout.data, "notes": list(layout.notes), "errors": errors}
+            _print_json(facts | {"also": [other.data["format"] for other in others]})
+        else:
+            for note in layout.notes:
+                stdout.print(note, markup=False, highlight=False)
+            stdout.print(
+                f"{len(sources.train_pool)} images with {marks} defects of {len(sources.class_names)} classes, "
+                f"{len(sources.train_clean)} clean ones, {len(sources.test) + len(sources.test_clean)} held out; "
+                f"{len(errors)} errors{', see `defectgen check`' if errors else ''}",
+                highlight=False,
+                soft_wrap=True,
+            )
+            for other in others:
+                stdout.print(f"can be read as {other.data['format']}, too: --format {other.data['format']}")
+            stdout.print(str(path), soft_wrap=True, highlight=False)
+
+
+@app.command()
 def check(recipe_path: RecipePath, out: Out = None, overrides: Set = None, as_json: AsJson = False) -> None:
     """Look at the data: counts, sizes, classes, groups, and every problem with file and reason."""
     with _reported(_command()):

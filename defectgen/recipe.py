@@ -99,8 +99,6 @@ class Data(Section):
     def _has_a_source(self) -> Data:
         if self.demo is None and (self.root is None or self.train_images is None):
             raise ValueError("needs `root` and `train_images`, or `demo`")
-        if self.demo is None and self.base == "clean" and self.train_clean is None:
-            raise ValueError("needs `train_clean`; where no clean image exists, set base: defective")
         if self.demo is None and self.format in ("labelme", "voc", "masks") and not self.classes:
             raise ValueError(f"needs `classes` for format: {self.format}")
         return self

@@ -415,3 +415,21 @@ def test_program_exits_with_the_codes_of_its_commands(factory: Factory, tmp_path
     (factory.images / "part0.png").write_bytes(b"")
     bad = program("fit", factory.recipe)
     assert bad.returncode == 1 and bad.stdout == "" and "part0.png" in bad.stderr and "Traceback" not in bad.stderr
+
+
+def test_init_writes_a_recipe_once_and_says_what_it_found(run: Run, tmp_path: Path, fitted: Any) -> None:
+    folder, recipe = fitted.out / "demo", tmp_path / "mine.yaml"
+    result = run("init", folder, "--recipe", recipe)
+    assert result.exit_code == 0, result.output
+    assert "for training: train/images" in result.stdout and result.stdout.splitlines()[-1] == str(recipe)
+    assert "0 errors" in result.stdout
+    assert run("check", recipe).exit_code == 0
+    again = run("init", folder, "--recipe", recipe)
+    assert again.exit_code == 2 and "is there already" in again.stderr
+    facts = json.loads(run("init", folder, "--recipe", recipe, "--overwrite", "--json").stdout)
+    assert facts["data"]["train_clean"] == "train/clean" and facts["errors"] == [] and facts["also"] == []
+    other = run("init", folder, "--recipe", tmp_path / "other.yaml", "--format", "bmp")
+    assert other.exit_code == 2 and "--format: must be of mvtec, coco" in other.stderr
+    wrong = run("init", folder, "--recipe", tmp_path / "other.yaml", "--format", "coco")
+    assert wrong.exit_code == 1 and "no annotations of them in the format coco" in wrong.stderr
+    assert not (tmp_path / "other.yaml").exists()

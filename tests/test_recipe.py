@@ -81,10 +81,6 @@ def test_all_faults_are_reported_at_once_with_place_and_value(tmp_path: Path) ->
     [
         ({"root": "x"}, "data: needs `root` and `train_images`, or `demo`"),
         (
-            {"root": "x", "train_images": "i"},
-            "data: needs `train_clean`; where no clean image exists, set base: defective",
-        ),
-        (
             {"root": "x", "train_images": "i", "train_clean": "c", "format": "labelme"},
             "data: needs `classes` for format: labelme",
         ),

@@ -27,6 +27,14 @@ def parse_labelme(text: str, size_wh: tuple[int, int], class_names: Sequence[str
     return collect(items, lambda shape: _annotation_of_shape(shape, size_wh, class_names), path)
 
 
+def labels_in_labelme(text: str) -> set[str]:
+    """The labels a file marks defects with; none where it cannot be read."""
+    try:
+        return {str(shape["label"]) for shape in json.loads(text)["shapes"]}
+    except (ValueError, KeyError, TypeError):
+        return set()
+
+
 def _checked_shapes(content: Any, size_wh: tuple[int, int]) -> list[Any]:
     if not isinstance(content, dict) or not isinstance(content.get("shapes"), list):
         raise Fault("has no list `shapes`", "save it from labelme")

@@ -34,6 +34,14 @@ def parse_voc(text: str, size_wh: tuple[int, int], class_names: Sequence[str], p
     return collect(items, lambda element: _annotation_of(element, size_wh, class_names), path)
 
 
+def labels_in_voc(text: str) -> set[str]:
+    """The names a file marks defects with; none where it cannot be read."""
+    try:
+        return {name for name in (element.findtext("name") for element in fromstring(text).iter("object")) if name}
+    except (ParseError, DefusedXmlException):
+        return set()
+
+
 def _annotation_of(element: Any, size_wh: tuple[int, int], class_names: Sequence[str]) -> Annotation:
     class_id = class_id_of(element.findtext("name"), class_names)
     box = element.find("bndbox")

@@ -1,0 +1,98 @@
+"""A commented recipe for a folder of somebody's data, with values that suit what it holds."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from defectgen.data.load import load_sources
+from defectgen.data.look import Layout
+from defectgen.recipe import Recipe
+from defectgen.records import LabelledImage, Sources
+
+# PyYAML ends a lone scalar so.
+_END = "\n...\n"
+# What a detector should see of a defect, in its own pixels; smaller ones are looked at in tiles.
+_LEAST_SIDE_PX = 16
+
+
+def draft(root: Path, layout: Layout) -> tuple[str, Sources]:
+    """The recipe as text, and the data it names, with its problems.
+
+    Raises:
+        DataError: a folder or the class names cannot be read.
+    """
+    data = layout.data | {"root": str(root.absolute())}
+    name = re.sub(r"[^A-Za-z0-9_.-]+", "_", root.resolve().name).strip("_.-") or "data"
+    base = "clean"
+    sources = load_sources(Recipe.model_validate({"name": name, "data": data}))
+    if not sources.train_clean:
+        base = "defective"
+        sources = load_sources(Recipe.model_validate({"name": name, "data": data | {"base": base}}))
+    classes = data.get("classes") or list(sources.class_names)
+    lines = ["# Drafted by `defectgen init`, which found:", *(f"#   {note}" for note in layout.notes)]
+    lines += [f"name: {name}", "data:"]
+    fields = {"root": data["root"], "format": data["format"], "classes": classes}
+    fields |= {field: value for field, value in layout.data.items() if field not in fields}
+    comments = {"classes": "in label order"}
+    lines += [_line(field, value, comments.get(field)) for field, value in fields.items()]
+    lines += _group_lines(
+        [*sources.train_pool, *sources.test, *sources.train_clean], bool(layout.data.get("test_images"))
+    )
+    if base == "defective":
+        lines.append(_line("base", base, "there is no clean image: defects are added to the real ones"))
+    fewest, most = _per_image(sources.train_pool)
+    lines += [
+        "place:",
+        _line("per_image", [fewest, most], "as on the real images"),
+        "  # flip: false            # where light or product have an up and down",
+        "  # quarter_turns: true    # where they have no direction at all",
+        "synth:",
+        _line("num_images", 200),
+        "train_yolo:",
+        _line("model", "yolo11n.yaml", "random weights; better a local yolo11n.pt, or see recipes/warm_start.yaml"),
+    ]
+    lines += [_line(field, value, comment) for field, value, comment in _detector(sources)]
+    return "\n".join(lines) + "\n", sources
+
+
+def _line(field: str, value: Any, comment: str | None = None) -> str:
+    text = yaml.safe_dump(value, default_flow_style=True, allow_unicode=True, width=10_000)
+    return f"  {field}: {text.removesuffix(_END).strip()}" + (f"  # {comment}" if comment else "")
+
+
+def _per_image(images: Sequence[LabelledImage]) -> tuple[int, int]:
+    counts = [len(image.annotations) for image in images if image.annotations] or [1]
+    low, high = np.quantile(counts, (0.1, 0.9), method="nearest")
+    return int(low), int(high)
+
+
+def _group_lines(images: Sequence[LabelledImage], is_split: bool) -> list[str]:
+    """A group pattern to think about, where many names begin alike."""
+    why = "what must stay on one side of the split: part, board, position"
+    prefixes = Counter(match[1] for image in images if (match := re.match(r"(.+?)[_-][^_-]*$", Path(image.name).name)))
+    shared = sum(count for count in prefixes.values() if count > 1)
+    guess = r"^(.+?)[_-][^_-]*$" if shared > len(images) / 2 else r"^(part\d+)_"
+    would = f"; this one would make {len(prefixes)} groups of {len(images)} images" if shared > len(images) / 2 else ""
+    lines = [f"  # group_pattern: '{guess}'  # {why}{would}"]
+    return lines if is_split else [*lines, "  # test_groups: []  # groups to hold out; default: 30 % of them, by seed"]
+
+
+def _detector(sources: Sources) -> list[tuple[str, Any, str | None]]:
+    images = sources.train_pool
+    if not images:
+        return []
+    longest = float(np.median([max(image.size_wh) for image in images]))
+    sides = [max(x2 - x1, y2 - y1) for image in images for x1, y1, x2, y2 in (mark.xyxy for mark in image.annotations)]
+    imgsz = int(min(640, max(64, 32 * round(longest / 32))))
+    found: list[tuple[str, Any, str | None]] = [("imgsz", imgsz, None)]
+    if float(np.median(sides)) * imgsz / longest < _LEAST_SIDE_PX and longest > 1.5 * imgsz:
+        side = float(np.median(sides))
+        found.append(("tile_px", imgsz, f"half of the defects are at most {side:.0f} px: whole images would hide them"))
+    return found
