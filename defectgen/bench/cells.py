@@ -8,6 +8,7 @@ OUT/small/*.png         plots
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections import Counter
 from collections.abc import Collection, Sequence
@@ -21,7 +22,7 @@ from defectgen.bench.plots import write_plots
 from defectgen.bench.summary import summarise
 from defectgen.data.load import load_sources, require_usable
 from defectgen.errors import RunError
-from defectgen.images import write_bytes_atomic
+from defectgen.images import sha256_file, write_bytes_atomic
 from defectgen.recipe import DEFAULT_ARMS, Arm, Recipe
 from defectgen.run import read_sources, run_train_yolo
 from defectgen.studio import Progress, load_studio
@@ -43,8 +44,8 @@ class Profile:
 
 
 PROFILES: dict[ProfileName, Profile] = {
-    # Two CPU cores and an hour or two.
-    "small": Profile((10,), 2, DEFAULT_ARMS),
+    # Two CPU cores and two hours.
+    "small": Profile((10,), 3, DEFAULT_ARMS),
     # A GPU.
     "full": Profile((5, 10, 20), 5, get_args(Arm), {"imgsz": 640, "tile_px": None, "iterations": 3000}),
 }
@@ -73,36 +74,43 @@ def run_bench(
 
     Raises:
         RunError: a class has fewer real defects than K, or two seeds draw the same images; `out` holds a bench of
-            another recipe, and `overwrite` is false; a run failed.
+            another recipe, and `overwrite` is false; its rows have other settings or another test set; a run failed.
     """
     plan = PROFILES[profile]
     ks, count = tuple(dict.fromkeys(ks or plan.ks)), num_seeds or plan.num_seeds
-    settings = {name: value for name, value in plan.train_yolo.items() if name not in pinned}
+    pinned_by_profile = {name: value for name, value in plan.train_yolo.items() if name not in pinned}
     recipe = _with_fixed_split(recipe, out)
     folder = out / profile
     table = folder / "bench.jsonl"
-    before = _rows_on_disk(table)
+    rows = _rows_on_disk(table)
     cells = {}
     for k in ks:
         for seed in range(recipe.seed, recipe.seed + count):
-            there = [row["arm"] for row in before if (row["k"], row["seed"]) == (k, seed)]
+            there = [row["arm"] for row in rows if (row["k"], row["seed"]) == (k, seed)]
             chosen = [arm for arm in get_args(Arm) if arm in there or arm in (arms or plan.arms)]
-            cells[k, seed] = cell_recipe(recipe, k, seed, settings | {"arms": chosen, "seeds": [0]})
+            cells[k, seed] = cell_recipe(recipe, k, seed, pinned_by_profile | {"arms": chosen, "seeds": [0]})
+    settings = settings_digest(next(iter(cells.values())))
+    if overwrite:
+        rows = [row for row in rows if row.get("settings") == settings]
+    _refuse_others(rows, "settings", settings, table)
     defects = _check_budgets(cells, out)
-    rows = before
-    results: dict[str, Any] = {}
-    for (k, seed), cell in cells.items():
-        name = f"K {k}, seed {seed}"
+    summary: dict[str, Any] = {}
+    for number, ((k, seed), cell) in enumerate(cells.items(), 1):
+        name = f"run {number} of {len(cells)}, K {k}, seed {seed}"
 
         def report(stage: str, done: int, total: int, note: str, name: str = name) -> None:
             progress(f"{name}: {stage}", done, total, note)
 
         run = folder / f"k{k}" / f"seed{seed}"
         results = run_train_yolo(cell, run, workers=workers, progress=report, overwrite=overwrite)
-        of_cell = cell_rows(results, recipe=recipe.name, profile=profile, k=k, seed=seed)
         # Until a cell is done again, its rows stay: they say which arms it has.
         rows = [row for row in rows if (row["k"], row["seed"]) != (k, seed)]
-        rows += [row | {"defects": defects[k, seed]} for row in of_cell]
+        _refuse_others(rows, "test", results["test_sha256"], table)
+        measured_with = {"settings": settings, "test": results["test_sha256"], "defects": defects[k, seed]}
+        of_cell = [
+            row | measured_with for row in cell_rows(results, recipe=recipe.name, profile=profile, k=k, seed=seed)
+        ]
+        rows = sorted([*rows, *of_cell], key=lambda row: (row["k"], row["seed"]))
         if OWN_ARM in results["arms"]:
             found = _diagnostics(cell, run)
             if CEILING in results["arms"]:
@@ -114,13 +122,40 @@ def run_bench(
         for row in of_cell:
             figures = f"mAP50 {100 * row['map50']:.1f}, mAP50-95 {100 * row['map5095']:.1f}"
             progress(f"{name}, {row['arm']}", 0, 0, figures)
-        rows.sort(key=lambda row: (row["k"], row["seed"]))
         write_bytes_atomic(table, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode())
-    summary = summarise(rows, num_test_images=results["test_images"])
-    summary["diagnostics"] = _diagnostics_on_disk(rows, folder)
-    write_bytes_atomic(folder / "bench.json", to_json(summary))
+        summary = summarise(rows, num_test_images=results["test_images"])
+        summary["diagnostics"] = _diagnostics_on_disk(rows, folder)
+        write_bytes_atomic(folder / "bench.json", to_json(summary))
     write_plots(rows, _curves(rows, folder), folder)
     return summary
+
+
+def settings_digest(recipe: Recipe) -> str:
+    """What rows must have in common to be compared: a hash of all settings but the budget, the seed and the arms, of
+    the detector's first weights, and the version. Not of where the data lie.
+    """
+    content = recipe.model_dump(mode="json")
+    model = Path(recipe.train_yolo.model)
+    for section, name in (("data", "root"), ("data", "per_class"), ("train_yolo", "arms"), ("train_yolo", "model")):
+        del content[section][name]
+    del content["seed"]
+    weights = sha256_file(model) if model.is_file() else model.name
+    return hashlib.sha256(to_json([content, weights, __version__])).hexdigest()
+
+
+def _refuse_others(rows: Sequence[dict[str, Any]], name: str, value: str, table: Path) -> None:
+    """Rows of unlike settings or test sets cannot stand in one table.
+
+    Raises:
+        RunError: a row has another `value` for `name` than this run.
+    """
+    for row in rows:
+        if row.get(name) != value:
+            what = "other settings" if name == "settings" else "another test set"
+            raise RunError(
+                f"{table}: K {row['k']}, seed {row['seed']}, arm {row['arm']} was measured with {what}; name another "
+                "--out, or give --overwrite and every --k and all --seeds"
+            )
 
 
 def _check_budgets(cells: dict[tuple[int, int], Recipe], out: Path) -> dict[tuple[int, int], dict[str, int]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -38,9 +37,7 @@ def summarise(rows: Sequence[dict[str, Any]], *, num_test_images: int) -> dict[s
         by_k[str(k)] = {
             "arms": {arm: _arm([row for row in of_k if row["arm"] == arm]) for arm in arms},
             "difference": difference,
-            "verdict": None
-            if verdict is None
-            else {**asdict(verdict), "sentence": verdict.sentence(num_test_images, _OVER)},
+            "verdict": None if verdict is None else verdict.to_json(num_test_images, _OVER),
             "worth": _worth(real, k, difference.get("real")),
         }
     first = rows[0]

@@ -1,9 +1,9 @@
 """What each arm's detector sees: equally many samples, the same real share, the same background.
 
 The plan is drawn before anything is written. Of one epoch's samples, `clean_share` are clean tiles (of the real clean
-images, and of the parts of real defective images that show no defect); of the rest, `real_share` are real and the
-others synthetic, or all are real in `real` and `full-real`. Each pool is repeated evenly. ultralytics takes the
-mosaic's other three images from the same list, so that they keep the same shares.
+images, and of the parts of real defective images that show no defect), the same ones in every arm; of the rest,
+`real_share` are real and the others synthetic, or all are real in `real` and `full-real`. Each pool is repeated evenly.
+ultralytics takes the mosaic's other three images from the same list, so that they keep the same shares.
 """
 
 from __future__ import annotations
@@ -159,8 +159,16 @@ def plan_arms(*, config: TrainYolo, sources: Sources, synthetic: dict[str, Path]
             raise DataError(f"{synthetic[name]}: holds no labelled image for arm {name}; make the data set again")
 
     clean_share = config.clean_share if clean else 0.0
+    shared = _same_in_every_arm(clean, config, seed)
     arms = [
-        _plan_arm(name, config, pools[name], clean, synthetic_samples.get(name, []), clean_share, seed)
+        _plan_arm(
+            name,
+            config,
+            {"real": pools[name], "clean": shared, "synthetic": synthetic_samples.get(name, [])},
+            clean_share,
+            len(clean),
+            seed,
+        )
         for name in config.arms
     ]
 
@@ -182,38 +190,54 @@ def plan_arms(*, config: TrainYolo, sources: Sources, synthetic: dict[str, Path]
 def _plan_arm(
     name: Arm,
     config: TrainYolo,
-    real: Sequence[Sample],
-    clean: Sequence[Sample],
-    synthetic: Sequence[Sample],
+    pools: dict[Origin, Sequence[Sample]],
     clean_share: float,
+    clean_available: int,
     seed: int,
 ) -> ArmPlan:
-    real_share = (1 - clean_share) * (config.real_share if synthetic else 1)
-    wanted = ((real, real_share), (synthetic, 1 - clean_share - real_share))
-    needed = max(math.ceil(len(pool) / share / config.batch) if share > 0 else 0 for pool, share in wanted)
+    real_share = (1 - clean_share) * (config.real_share if pools["synthetic"] else 1)
+    shares = {"real": real_share, "clean": clean_share, "synthetic": 1 - clean_share - real_share}
+    needed = max(
+        math.ceil(len(pool) / shares[origin] / config.batch) if shares[origin] > 0 else 0
+        for origin, pool in pools.items()
+    )
     schedule = make_schedule(config.iterations, config.batch, needed)
     num_clean = round(schedule.list_length * clean_share)
     num_defective = schedule.list_length - num_clean
-    num_real = round(num_defective * config.real_share) if synthetic else num_defective
-    slots = ((real, num_real), (clean, num_clean), (synthetic, num_defective - num_real))
+    num_real = round(num_defective * config.real_share) if pools["synthetic"] else num_defective
+    places = {"real": num_real, "clean": num_clean, "synthetic": num_defective - num_real}
     counts = tuple(
         pair
-        for pool, number in slots
-        for pair in draw(pool, number, numpy_rng(seed, "yolo", "list", pool[0].origin if pool else ""))
+        for origin, pool in pools.items()
+        for pair in draw(pool, places[origin], numpy_rng(seed, "yolo", "list", pool[0].origin if pool else ""))
     )
-    available = {"real": len(real), "clean": len(clean), "synthetic": len(synthetic)}
+    available: dict[str, int] = {**{origin: len(pool) for origin, pool in pools.items()}, "clean": clean_available}
     return ArmPlan(name, counts, available, schedule)
+
+
+def _same_in_every_arm(clean: Sequence[Sample], config: TrainYolo, seed: int) -> list[Sample]:
+    """As many clean tiles, chosen by chance, as any arm can list: a list's length depends on the arm, and with more
+    room for them an arm would see more of the product.
+    """
+    room = round(_longest_list(config.iterations) * config.batch * config.clean_share)
+    order = numpy_rng(seed, "yolo", "clean").permutation(len(clean))[:room]
+    return [clean[index] for index in sorted(order.tolist())]
 
 
 def make_schedule(iterations: int, batch: int, needed_batches: int = 0) -> Schedule:
     """Some 30 batches per epoch, or `needed_batches` where more are needed to list every sample once; at least four
     epochs where `iterations` allow. A length that divides `iterations` is taken where one is near.
     """
-    longest = max(math.ceil(iterations / _FEWEST_EPOCHS), 1)
+    longest = _longest_list(iterations)
     wanted = min(max(_BATCHES_PER_EPOCH, needed_batches), longest)
     lowest = wanted if needed_batches >= wanted else math.ceil(wanted * 2 / 3)
     near = [length for length in range(lowest, min(wanted * 3 // 2, longest) + 1) if iterations % length == 0]
     return Schedule(iterations, batch, min(near, key=lambda length: abs(length - wanted), default=wanted))
+
+
+def _longest_list(iterations: int) -> int:
+    """In batches."""
+    return max(math.ceil(iterations / _FEWEST_EPOCHS), 1)
 
 
 def draw(pool: Sequence[Sample], slots: int, rng: np.random.Generator) -> list[tuple[Sample, int]]:

@@ -26,8 +26,9 @@ def recall_at_false_alarms(
 ) -> tuple[float, float] | None:
     """Recall at the lowest threshold with at most `alarms_per_image` false alarms per clean image, and the threshold.
 
-    A false alarm is one detection on a clean image. Detections count where their confidence is above the threshold
-    returned; it is 0 where the clean images would bear every detection.
+    A false alarm is one detection on a clean image. Where the clean images are too few for a whole one, one is allowed:
+    none at all would make the figure hang on the single worst of them. Detections count where their confidence is above
+    the threshold returned; it is 0 where the clean images would bear every detection.
 
     Args:
         hits: per test file, bool (N,): the detection finds a defect of its class at IoU 0.5 that none with a higher
@@ -41,7 +42,7 @@ def recall_at_false_alarms(
         return None
     alarms = np.concatenate([np.zeros(0), *(conf for conf, clean in zip(confidences, is_clean, strict=True) if clean)])
     # The small number keeps 0.01 * 300 from falling below 3.
-    allowed = int(num_clean_images * alarms_per_image + 1e-9)
+    allowed = max(int(num_clean_images * alarms_per_image + 1e-9), 1)
     threshold = float(np.sort(alarms)[::-1][allowed]) if len(alarms) > allowed else 0.0
     found = sum(int(hit[conf > threshold].sum()) for hit, conf in zip(hits, confidences, strict=True))
     return found / num_defects, threshold
@@ -133,7 +134,7 @@ def evaluate(
     per_class = _per_class(metrics, class_names, counts, segment=task == "segment")
     curves = {
         "precision_over_recall": [[x, float(np.interp(x, metrics.box.px, precisions))] for x in recalls.tolist()],
-        # With fewer clean images than one alarm takes, a level would mean none at all.
+        # With fewer clean images than one alarm takes, a level would mean a higher one.
         "recall_over_false_alarms": [
             [level, recall[0]] for level, recall in found.items() if recall and level * num_clean_images >= 1
         ],

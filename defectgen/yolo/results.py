@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -58,7 +57,7 @@ def collect_results(
         "test_files": len(plan.test),
         "test_clean_images": plan.num_clean_images,
         "arms": arms,
-        "verdict": None if verdict is None else {**asdict(verdict), "sentence": verdict.sentence(test_images)},
+        "verdict": None if verdict is None else verdict.to_json(test_images),
         "best": {"arm": best, "seed": first["seed"], "weights": first["weights"]},
     }
 
@@ -123,7 +122,7 @@ def results_tables(results: dict[str, Any]) -> list[Table]:
     by_arm = Table(
         "arm",
         title=f"YOLO on {results['test_images']} real held-out images, {seeds}, percent",
-        caption="recall@FP: share of defects found at one false alarm per 100 clean images",
+        caption="recall@FP: share of defects found at one false alarm per 100 clean images, at least one",
     )
     masks = any(arm["mean"]["mask_map50_95"] is not None for arm in results["arms"].values())
     for heading in ["mAP50", "mAP50-95", "recall@FP"] + (["mask mAP50-95"] if masks else []):

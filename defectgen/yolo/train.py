@@ -27,7 +27,7 @@ from defectgen.yolo.environment import worker_environment
 from defectgen.yolo.results import collect_results
 
 # Raised when a change of the worker makes earlier results incomparable.
-_JOB_VERSION = 3
+_JOB_VERSION = 4
 _LOG_LINES_SHOWN = 12
 _YAML_MODEL = re.compile(r"yolo11[nsmlx](-seg)?\.yaml")
 
@@ -68,6 +68,7 @@ def train_arms(
             fingerprint = _fingerprint(job, arm_digest, test_digest)
             results.setdefault(arm.name, []).append(_run_or_keep(job, fingerprint, arm, out, progress))
     summary = collect_results(results, config=config, class_names=sources.class_names, plan=plan)
+    summary["test_sha256"] = test_digest
     write_bytes_atomic(out / "results.json", to_json(summary))
     return summary
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
 
 import numpy as np
 from scipy import stats
 
 OWN_ARM = "real+defectgen"
+REAL_ARM = "real"
 # What more real data would give: no rival, since a user who had it would need no synthetic data.
 CEILING = "full-real"
 FEWEST_SEEDS = 2
@@ -20,53 +21,98 @@ Finding = Literal["helps", "no difference shown", "hurts"]
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """Of `real+defectgen` against the best other arm; differences in percentage points of mAP50-95.
+class Difference:
+    """`real+defectgen` minus an arm, in percentage points of mAP50-95, paired by seed.
 
     Attributes:
-        low, high: the 95 % interval of the mean paired difference (Student's t over the seeds).
+        low, high: the 95 % interval of the mean (Student's t over the seeds).
     """
 
-    finding: Finding
     against: str
-    difference: float
+    mean: float
     low: float
     high: float
     num_seeds: int
 
+    def __str__(self) -> str:
+        return f"{self.mean:+.1f} points against {self.against} (95 % interval {self.low:+.1f} to {self.high:+.1f}"
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Of `real+defectgen` against all other arms.
+
+    Attributes:
+        finding: `helps` where the interval against every rival lies above 0; `hurts` where one of them, at a confidence
+            corrected for their number (Bonferroni), lies below.
+        decided_by: the difference that decides: the smallest, or the one that keeps from `helps`.
+        over_real: the difference over `real`, where that arm is not the one that decides.
+        left_out: arms with fewer than two seeds in common.
+    """
+
+    finding: Finding
+    decided_by: Difference
+    over_real: Difference | None
+    left_out: tuple[str, ...]
+
     def sentence(self, num_test_images: int, over: str = "trainings on the same real images") -> str:
         """One sentence to forward; `over`: what the seeds differ in."""
+        rival = self.decided_by.against
         what = {
             "helps": "Adding the synthetic images helps",
-            "no difference shown": "No difference is shown by adding the synthetic images",
-            "hurts": "Adding the synthetic images hurts",
+            "no difference shown": "No difference is shown by adding the synthetic images"
+            + ("" if rival == REAL_ARM else f" instead of {rival.removeprefix('real+')} ones"),
+            "hurts": "Adding the synthetic images hurts"
+            if rival == REAL_ARM
+            else f"Adding the synthetic images is worse than {rival.removeprefix('real+')}",
         }[self.finding]
-        return (
-            f"{what}: on {num_test_images} real held-out images mAP50-95 changes by {self.difference:+.1f} points "
-            f"against {self.against} (95 % interval {self.low:+.1f} to {self.high:+.1f}, over {self.num_seeds} {over})."
+        line = (
+            f"{what}: on {num_test_images} real held-out images mAP50-95 changes by {self.decided_by}, over "
+            f"{self.decided_by.num_seeds} {over})"
         )
+        if self.over_real is not None:
+            line += f", and by {self.over_real})"
+        if self.left_out:
+            line += f"; not compared for want of seeds: {', '.join(self.left_out)}"
+        return line + "."
+
+    def to_json(self, num_test_images: int, over: str | None = None) -> dict[str, Any]:
+        """For results.json and bench.json, with its sentence."""
+        sentence = self.sentence(num_test_images, over) if over else self.sentence(num_test_images)
+        return {**asdict(self), "left_out": list(self.left_out), "sentence": sentence}
 
 
 def judge(scores: dict[str, dict[int, float]]) -> Verdict | None:
     """The verdict from mAP50-95 (0 to 1) per arm and seed; None where OWN_ARM, a rival or a second seed is missing.
 
-    Differences are paired by seed. The rival is the arm with the highest mean: what a user would train on otherwise.
-    The interval covers what the seeds differ in: where all train on the same real images, not the draw of these.
+    `helps` asks for every interval to lie above 0, which needs no correction for their number (an intersection-union
+    test: Berger, Technometrics 1982). The intervals cover what the seeds differ in: where all train on the same real
+    images, not the draw of these.
     """
     own = scores.get(OWN_ARM, {})
     rivals = {
-        name: {seed: value for seed, value in arm.items() if seed in own}
+        name: [100 * (own[seed] - value) for seed, value in sorted(arm.items()) if seed in own]
         for name, arm in scores.items()
         if name not in (OWN_ARM, CEILING)
     }
-    rivals = {name: arm for name, arm in rivals.items() if len(arm) >= FEWEST_SEEDS}
+    left_out = tuple(name for name, values in rivals.items() if len(values) < FEWEST_SEEDS) if own else ()
+    rivals = {name: values for name, values in rivals.items() if len(values) >= FEWEST_SEEDS}
     if not rivals:
         return None
-    against = max(rivals, key=lambda name: float(np.mean(list(rivals[name].values()))))
-    differences = [100 * (own[seed] - value) for seed, value in sorted(rivals[against].items())]
-    mean, low, high = paired_interval(differences)
-    finding: Finding = "helps" if low > 0 else "hurts" if high < 0 else "no difference shown"
-    return Verdict(finding, against, mean, low, high, len(differences))
+    corrected = 1 - (1 - CONFIDENCE) / len(rivals)
+    differences = {name: Difference(name, *paired_interval(values), len(values)) for name, values in rivals.items()}
+    highest = {name: paired_interval(values, corrected)[2] for name, values in rivals.items()}
+    worst = min(highest, key=lambda name: highest[name])
+    if all(one.low > 0 for one in differences.values()):
+        finding: Finding = "helps"
+        deciding = min(differences.values(), key=lambda one: one.mean)
+    elif highest[worst] < 0:
+        finding, deciding = "hurts", differences[worst]
+    else:
+        finding = "no difference shown"
+        deciding = min((one for one in differences.values() if one.low <= 0), key=lambda one: one.mean)
+    over_real = None if deciding.against == REAL_ARM else differences.get(REAL_ARM)
+    return Verdict(finding, deciding, over_real, left_out)
 
 
 def paired_interval(differences: Sequence[float], confidence: float = CONFIDENCE) -> tuple[float, float, float]:

@@ -22,6 +22,7 @@ class Runs:
     def __init__(self) -> None:
         self.recipes: dict[str, Recipe] = {}
         self.fails_at: str | None = None
+        self.test = "t"
 
     def __call__(self, recipe: Recipe, out: Path, **options: Any) -> dict[str, Any]:
         name = "/".join(out.parts[-2:])
@@ -40,7 +41,7 @@ class Runs:
             metrics["curves"] = {"precision_over_recall": [[0, 1], [1, 0]], "recall_over_false_alarms": []}
             run = {"metrics": metrics, "training": {"iterations": 7}, "device": "cpu", "date": "2026-01-01"}
             arms[arm] = {"seeds": [run]}
-        results = {"arms": arms, "test_images": 12}
+        results = {"arms": arms, "test_images": 12, "test_sha256": self.test}
         (out / "yolo").mkdir(parents=True, exist_ok=True)
         (out / "yolo/results.json").write_text(json.dumps(results))
         return results
@@ -110,9 +111,10 @@ def test_rows_of_finished_cells_are_on_disk_when_a_later_one_fails(recipe: Recip
     with pytest.raises(RunError, match="stopped"):
         bench(recipe, tmp_path, ks=[5])
     assert [json.loads(line)["seed"] for line in (tmp_path / "small/bench.jsonl").read_text().splitlines()] == [0, 0, 0]
+    assert json.loads((tmp_path / "small/bench.json").read_text())["k"]["5"]["arms"]["real"]["num_seeds"] == 1
     runs.fails_at = None
     bench(recipe, tmp_path, ks=[5])
-    assert len((tmp_path / "small/bench.jsonl").read_text().splitlines()) == 6
+    assert len((tmp_path / "small/bench.jsonl").read_text().splitlines()) == 9
 
 
 def test_full_profile_has_every_arm_and_its_own_detector(recipe: Recipe, tmp_path: Path, runs: Runs) -> None:
@@ -132,8 +134,8 @@ def read(folder: Path) -> list[dict[str, Any]]:
 
 
 def test_rows_of_other_cells_stay_and_enter_the_summary(recipe: Recipe, tmp_path: Path, runs: Runs) -> None:
-    bench(recipe, tmp_path, ks=[5])
-    summary = bench(recipe, tmp_path, ks=[2])
+    bench(recipe, tmp_path, ks=[5], num_seeds=2)
+    summary = bench(recipe, tmp_path, ks=[2], num_seeds=2)
     assert [(row["k"], row["seed"]) for row in read(tmp_path / "small")][::3] == [(2, 0), (2, 1), (5, 0), (5, 1)]
     assert list(summary["k"]) == ["2", "5"]
     assert [(one["k"], one["seed"]) for one in summary["diagnostics"]] == [(2, 0), (2, 1), (5, 0), (5, 1)]
@@ -161,15 +163,43 @@ def test_an_arm_more_leaves_a_cell_the_arms_that_it_has(recipe: Recipe, tmp_path
 
 def test_stopped_bench_forgets_no_arm_of_cells_it_did_not_reach(recipe: Recipe, tmp_path: Path, runs: Runs) -> None:
     arms = [*DEFAULT_ARMS, "full-real"]
-    bench(recipe, tmp_path, ks=[5], arms=arms)
+    bench(recipe, tmp_path, ks=[5], num_seeds=2, arms=arms)
     runs.fails_at = "k5/seed1"
     with pytest.raises(RunError, match="stopped"):
-        bench(recipe, tmp_path, ks=[5])
+        bench(recipe, tmp_path, ks=[5], num_seeds=2)
     runs.fails_at = None
-    bench(recipe, tmp_path, ks=[5])
+    bench(recipe, tmp_path, ks=[5], num_seeds=2)
     assert [(row["seed"], row["arm"]) for row in read(tmp_path / "small")] == [
         (seed, arm) for seed in (0, 1) for arm in arms
     ]
+
+
+def test_rows_of_other_settings_or_another_test_set_are_not_mixed(recipe: Recipe, tmp_path: Path, runs: Runs) -> None:
+    bench(recipe, tmp_path, ks=[5], num_seeds=1)
+    before = read(tmp_path / "small")
+    other = recipe.model_copy(update={"train_yolo": recipe.train_yolo.model_copy(update={"iterations": 5})})
+    with pytest.raises(RunError, match=r"bench\.jsonl: K 5, seed 0, arm real was measured with other settings"):
+        bench(other, tmp_path, ks=[2], num_seeds=1)
+    runs.test = "u"
+    with pytest.raises(RunError, match=r"seed 0, arm real was measured with another test set; name another --out"):
+        bench(recipe, tmp_path, ks=[2], num_seeds=1)
+    assert read(tmp_path / "small") == before
+    bench(other, tmp_path, ks=[2, 5], num_seeds=1, overwrite=True)
+    assert [(row["k"], row["test"]) for row in read(tmp_path / "small")][::3] == [(2, "u"), (5, "u")]
+
+
+def test_settings_are_the_same_wherever_the_data_lie(recipe: Recipe, tmp_path: Path) -> None:
+    def moved(**update: Any) -> Recipe:
+        return recipe.model_copy(update={"train_yolo": recipe.train_yolo.model_copy(update=update)})
+
+    weights = [tmp_path / name for name in ("here.pt", "there.pt", "other.pt")]
+    for path, content in zip(weights, (b"a", b"a", b"b"), strict=True):
+        path.write_bytes(content)
+    digests = [cells.settings_digest(moved(model=str(path), arms=["real"])) for path in weights]
+    assert digests[0] == digests[1] != digests[2]
+    elsewhere = recipe.data.model_copy(update={"root": str(tmp_path), "per_class": 7})
+    again = recipe.model_copy(update={"data": elsewhere, "seed": 9})
+    assert cells.settings_digest(again) == cells.settings_digest(recipe) != cells.settings_digest(moved(batch=3))
 
 
 def test_arm_of_a_seed_more_than_the_others_is_drawn(recipe: Recipe, tmp_path: Path, runs: Runs) -> None:

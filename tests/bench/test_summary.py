@@ -52,8 +52,8 @@ def test_means_and_paired_differences_have_their_intervals() -> None:
 def test_verdict_is_against_the_best_rival_and_the_ceiling_is_none() -> None:
     scores = {"real": (0.2, 0.2), "pasted": (0.3, 0.31), "own": (0.4, 0.41), "full": (0.6, 0.6)}
     of_k = summarise(rows(**scores), num_test_images=70)["k"]["10"]
-    assert of_k["verdict"]["against"] == "real+copy-paste"
-    assert of_k["verdict"]["difference"] == pytest.approx(10)
+    assert of_k["verdict"]["decided_by"]["against"] == "real+copy-paste"
+    assert of_k["verdict"]["decided_by"]["mean"] == pytest.approx(10)
     assert of_k["difference"]["full-real"]["mean"] < 0
 
 

@@ -70,6 +70,23 @@ def test_every_arm_has_the_same_background_and_real_images(plan_with):
     assert real[1] == real[2]
 
 
+def test_arms_with_lists_of_unequal_length_have_the_same_background(tmp_path, plan_with, make_sources):
+    # Of 60 places two would be for the three clean images, of the more that eleven synthetic images need, more.
+    plan = plan_with(iterations=400, batch=2, real_share=0.9, clean_share=0.04)
+    real, _, generated = plan.arms
+    assert real.schedule.list_length < generated.schedule.list_length
+    background = [{sample for sample, _ in arm.counts if sample.origin == "clean"} for arm in (real, generated)]
+    assert background[0] == background[1]
+    assert len(background[0]) == 3
+
+
+def test_of_too_many_clean_tiles_every_arm_has_the_same_ones(plan_with):
+    plan = plan_with(iterations=16, batch=4, clean_share=0.13, real_share=0.7)  # two of three find a place
+    background = [[pair for pair in arm.counts if pair[0].origin == "clean"] for arm in plan.arms]
+    assert len(background[0]) == 2
+    assert background[0] == background[1] == background[2]
+
+
 def test_samples_are_repeated_evenly():
     counts = dict(draw(["a", "b", "c"], 8, np.random.default_rng(0)))
     assert sorted(counts.values()) == [2, 3, 3]
