@@ -133,6 +133,7 @@ def _fill(
     allowed = _allowed(recipe, base)
     searched: Counter[int] = Counter()
     for round_number in range(recipe.screen.max_attempts):
+        wanted = [class_id for class_id in wanted if searched[class_id] < SEARCHES]
         if not wanted:
             break
         candidates: list[tuple[int, Placement]] = []
@@ -168,9 +169,7 @@ def _fill(
                 rejected.append(verdict)
             else:
                 filled.add(slot)
-        wanted = [
-            class_id for slot, class_id in enumerate(wanted) if slot not in filled and searched[class_id] < SEARCHES
-        ]
+        wanted = [class_id for slot, class_id in enumerate(wanted) if slot not in filled]
     return canvas
 
 

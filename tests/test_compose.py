@@ -19,7 +19,7 @@ from defectgen.diffusion.pipelines import DefectOutput
 from defectgen.errors import RunError
 from defectgen.images import encode_image, read_rgb, sha256_file
 from defectgen.inpaint.backends import scaled_region
-from defectgen.inpaint.placement import Turn, annotated_box
+from defectgen.inpaint.placement import Turn, annotated_box, find_place
 from defectgen.records import Annotation, Composite, LabelledImage, Sources
 from defectgen.studio import Studio
 from defectgen.windows import Window
@@ -51,6 +51,24 @@ def test_image_is_a_pure_function_of_its_index(recipe: Any, demo_sources: Source
         assert one == other
         assert (one.image == other.image).all() and (one.mask == other.mask).all()
     assert len({composite.image.tobytes() for composite in forwards}) == 12
+
+
+def test_class_without_a_place_keeps_no_other_from_its_own(
+    toys: Any, demo_sources: Sources, studio: Studio, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hopeless = next(number for number, name in enumerate(demo_sources.class_names) if name == "scratch")
+
+    def find(image: np.ndarray, models: Any, number: int, **options: Any) -> Any:
+        return None if models[number].crop.class_id == hopeless else find_place(image, models, number, **options)
+
+    monkeypatch.setattr("defectgen.compose.find_place", find)
+    # Where the first four of eight are scratches, a round has nothing to draw.
+    recipe = toys.recipe(
+        inpaint=FROM_PLACE,
+        synth={"num_images": 20, "clean_share": 0, "max_tries": 1},
+        place={"class_weights": {"scratch": 4.5}, "per_image": (8, 8)},
+    )
+    assert all(made.placed for made in composites(recipe, demo_sources, studio))
 
 
 def test_another_seed_gives_other_images(recipe: Any, demo_sources: Sources, studio: Studio) -> None:
