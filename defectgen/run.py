@@ -11,6 +11,7 @@ A stage works in a folder beside its result, named *.partial, and moves it in pl
 
 from __future__ import annotations
 
+import hashlib
 import json
 import multiprocessing
 import os
@@ -265,6 +266,7 @@ def _control_set(arm: str, recipe: Recipe, sources: Sources, out: Path, *, progr
     folder, partial = out / "yolo" / name, out / "yolo" / f"{name}.partial"
     make: Callable[[int], Composite]
     fingerprint = fit_fingerprint(recipe, sources)
+    followed = fingerprint
     if arm == "real+aug":
         num_images = recipe.synth.num_images
 
@@ -273,6 +275,8 @@ def _control_set(arm: str, recipe: Recipe, sources: Sources, out: Path, *, progr
     else:
         studio = load_studio(recipe, sources, out / "generator", fingerprint=fingerprint)
         rows = read_manifest(out / "dataset" / MANIFEST_NAME).rows
+        # The set stands and falls with the placements that it follows.
+        followed = hashlib.sha256((out / "dataset" / MANIFEST_NAME).read_bytes()).hexdigest()
         num_images = len(rows)
         compose_again = compose_procedural if arm == "real+procedural" else compose_copy_paste
 
@@ -282,7 +286,7 @@ def _control_set(arm: str, recipe: Recipe, sources: Sources, out: Path, *, progr
     if folder.exists():
         made = read_manifest(folder / MANIFEST_NAME).header
         is_of = (made["generator_fingerprint"], made["num_images"], made["task"])
-        if is_of == (fingerprint, num_images, task_of(recipe)):
+        if is_of == (followed, num_images, task_of(recipe)):
             return folder
     for stale in (folder, partial):
         shutil.rmtree(stale, ignore_errors=True)
@@ -296,7 +300,7 @@ def _control_set(arm: str, recipe: Recipe, sources: Sources, out: Path, *, progr
         class_names=sources.class_names,
         task=task_of(recipe),
         num_images=num_images,
-        fingerprint=fingerprint,
+        fingerprint=followed,
     )
     partial.rename(folder)
     return folder

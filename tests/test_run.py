@@ -116,6 +116,16 @@ def test_held_out_parts_can_be_gone_before_anything_is_fitted_made_or_trained_on
     for arm in ("real+aug", "real+copy-paste", "real+procedural"):
         folder = running._control_set(arm, recipe, sources, tmp_path, progress=silent)
         assert len(list((folder / "images").iterdir())) == 3
+    # A control set is made again with the placements that it follows, and only then.
+    made = {}
+    for version in ("0", "1"):
+        manifest = tmp_path / "dataset/manifest.jsonl"
+        header, rows = manifest.read_text().split("\n", 1)
+        manifest.write_text(json.dumps(json.loads(header) | {"version": version}) + "\n" + rows)
+        for again in range(2):
+            folder = running._control_set("real+copy-paste", recipe, sources, tmp_path, progress=silent)
+            made[version, again] = folder.stat().st_ino
+    assert made["0", 0] == made["0", 1] != made["1", 0] == made["1", 1]
 
 
 def test_synth_makes_a_data_set_that_verifies_and_leaves_nothing_else(fitted: Any, made: Path, toys: Any) -> None:

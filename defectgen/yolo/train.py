@@ -13,9 +13,11 @@ import sys
 from collections import deque
 from collections.abc import Sequence
 from datetime import date
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from defectgen.device import best_device, bf16_pays
 from defectgen.errors import RunError, UsageError
 from defectgen.images import sha256_file, write_bytes_atomic
 from defectgen.recipe import TrainYolo
@@ -166,10 +168,14 @@ def _job(
 
 
 def _fingerprint(job: dict[str, Any], arm_digest: str, test_digest: str) -> str:
-    """A hash of everything the result follows from, wherever the run folder lies."""
+    """A hash of everything the result follows from, wherever the run folder lies: a training from another machine, or
+    from before an update, is not compared with a new one.
+    """
     portable = {key: value for key, value in job.items() if key not in ("data", "save_dir", "model")}
     model = sha256_file(Path(job["model"])) if job["model"].endswith(".pt") else job["model"]
-    return hashlib.sha256(to_json([portable, model, arm_digest, test_digest])).hexdigest()
+    device = best_device()
+    computed_by = [device.type, bf16_pays(device), *(version(name) for name in ("torch", "ultralytics"))]
+    return hashlib.sha256(to_json([portable, model, arm_digest, test_digest, computed_by])).hexdigest()
 
 
 def _run_or_keep(job: dict[str, Any], fingerprint: str, arm: ArmPlan, out: Path, progress: Progress) -> dict[str, Any]:
