@@ -372,7 +372,7 @@ def bench(
             if field in pinned:
                 raise UsageError(f"--set {field}: bench sets this itself; use {option}")
         from defectgen.bench.cells import run_bench
-        from defectgen.bench.summary import bench_table, sentences
+        from defectgen.bench.summary import bench_table, diagnostics_lines, sentences
         from defectgen.run import available_cores
 
         summary = run_bench(
@@ -391,7 +391,7 @@ def bench(
             _print_json(summary)
         else:
             stdout.print(bench_table(summary))
-            for line in sentences(summary):
+            for line in [*sentences(summary), *diagnostics_lines(summary)]:
                 stdout.print(line, markup=False, highlight=False)
             stdout.print(str(folder), soft_wrap=True, highlight=False)
 

@@ -28,7 +28,7 @@ from defectgen.run import read_sources, run_train_yolo
 from defectgen.studio import Progress, load_studio
 from defectgen.yolo.arm_files import read_json, to_json
 from defectgen.yolo.train import label_agreement
-from defectgen.yolo.verdict import CEILING, OWN_ARM
+from defectgen.yolo.verdict import CEILING, COPIES_ARM, OWN_ARM
 
 ProfileName = Literal["small", "full"]
 
@@ -257,8 +257,13 @@ def cell_rows(results: dict[str, Any], *, recipe: str, profile: str, k: int, see
 
 
 def _diagnostics(cell: Recipe, folder: Path) -> dict[str, Any]:
+    """Of the generated set and, to read its figures by, of the copies at the same places."""
     sources = read_sources(cell, folder)
-    return diagnose(cell, sources, load_studio(cell, sources, folder / "generator"), folder / "dataset")
+    studio = load_studio(cell, sources, folder / "generator")
+    found = {OWN_ARM: diagnose(cell, sources, studio, folder / "dataset")}
+    if COPIES_ARM in cell.train_yolo.arms:
+        found[COPIES_ARM] = diagnose(cell, sources, studio, folder / "yolo/copy-paste-set")
+    return {"sets": found}
 
 
 def _with_fixed_split(recipe: Recipe, out: Path) -> Recipe:

@@ -113,6 +113,39 @@ def sentences(summary: dict[str, Any]) -> list[str]:
     return lines
 
 
+def diagnostics_lines(summary: dict[str, Any]) -> list[str]:
+    """Means over the runs of each set's figures, one line per K: beside the verdict, never instead of it."""
+    lines = []
+    for k in summary["k"]:
+        of_k = [one for one in summary["diagnostics"] if str(one["k"]) == k]
+        parts = []
+        for arm in dict.fromkeys(arm for one in of_k for arm in one["sets"]):
+            sets = [one["sets"][arm] for one in of_k if arm in one["sets"]]
+            kid, nearest, copies = (_mean([one[name] for one in sets]) for name in ("kid", "nearest_real", "copies"))
+            figures = []
+            if nearest is not None and copies is not None:
+                figures.append(
+                    f"{nearest:.2f} of the distance between real defects to the nearest one, {copies:.1%} copies"
+                )
+            if kid is not None:
+                figures.append(f"KID {kid:.3f}")
+            refused = _mean([sum(one["refused"].values()) for one in sets])
+            if arm == OWN_ARM and refused is not None:
+                figures.append(f"{refused:.0%} of the tries refused")
+            parts.append(f"{arm.removeprefix('real+')}: {', '.join(figures)}")
+        agreed = _mean([one["label_agreement"]["map50"] for one in of_k if "label_agreement" in one])
+        if agreed is not None:
+            parts.append(f"a detector of all real images finds the generated defects with mAP50 {100 * agreed:.1f}")
+        if parts:
+            lines.append(f"K = {k}, the sets: {'; '.join(parts)}.")
+    return lines
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return float(np.mean(known)) if known else None
+
+
 def _defects(value: dict[str, Any]) -> str:
     return f"{'over ' if value['at_least'] else ''}{value['defects']:.0f}"
 

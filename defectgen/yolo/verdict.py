@@ -11,7 +11,7 @@ import numpy as np
 from scipy import stats
 
 OWN_ARM = "real+defectgen"
-REAL_ARM = "real"
+REAL_ARM, COPIES_ARM = "real", "real+copy-paste"
 # What more real data would give: no rival, since a user who had it would need no synthetic data.
 CEILING = "full-real"
 FEWEST_SEEDS = 2

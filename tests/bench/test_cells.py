@@ -16,6 +16,10 @@ from defectgen.images import encode_image
 from defectgen.recipe import DEFAULT_ARMS, Recipe
 
 
+def of_set(copies: float) -> dict[str, Any]:
+    return {"kid": None, "nearest_real": 0.7, "copies": copies, "boxes": {}, "refused": {}}
+
+
 class Runs:
     """Stands for whole runs: notes their recipes, and gives figures that depend on K, seed and arm alone."""
 
@@ -63,7 +67,9 @@ def runs(monkeypatch: pytest.MonkeyPatch) -> Runs:
     monkeypatch.setattr(
         cells, "label_agreement", lambda out, arm, *, judge, progress: {"map50": 0.4, "arms": [arm, judge]}
     )
-    monkeypatch.setattr(cells, "_diagnostics", lambda cell, folder: {"copies": cell.seed / 10})
+    monkeypatch.setattr(
+        cells, "_diagnostics", lambda cell, folder: {"sets": {"real+defectgen": of_set(cell.seed / 10)}}
+    )
     return stand_in
 
 
@@ -102,7 +108,10 @@ def test_rows_have_the_published_fields_and_the_summary_follows_from_them(
     assert summary["k"]["5"]["difference"]["real"]["mean"] == pytest.approx(5)
     assert summary["k"]["5"]["verdict"]["finding"] == "helps"
     assert json.loads((tmp_path / "small/bench.json").read_text()) == summary
-    assert [(one["k"], one["seed"], one["copies"]) for one in summary["diagnostics"]] == [(5, 0, 0), (5, 1, 0.1)]
+    assert [(one["k"], one["seed"], one["sets"]["real+defectgen"]["copies"]) for one in summary["diagnostics"]] == [
+        (5, 0, 0),
+        (5, 1, 0.1),
+    ]
     assert (tmp_path / "small/map_over_k.png").exists()
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from defectgen.bench.plots import write_plots
-from defectgen.bench.summary import sentences, summarise, worth
+from defectgen.bench.summary import diagnostics_lines, sentences, summarise, worth
 from defectgen.images import read_rgb
 
 
@@ -97,6 +97,25 @@ def test_worth_is_in_the_sentence_with_its_interval() -> None:
     # A gain of 10 points, give or take 12.7 * 0.5.
     spread = sentences(summarise(curve + rows(5, own=(0.195, 0.205)), num_test_images=9))[0]
     assert spread.endswith("Worth about 10 more real defects per class (95 % interval: 4 to over 15).")
+
+
+def test_sets_are_described_beside_the_verdict_with_the_copies_to_read_them_by() -> None:
+    summary = summarise(rows(real=(0.2, 0.2), own=(0.3, 0.3)), num_test_images=9)
+    generated = [
+        {"kid": kid, "nearest_real": 0.5, "copies": 0.01, "refused": {"too faint": 0.1, "no fitting place": 0.2}}
+        for kid in (0.01, 0.03)
+    ]
+    copied = {"kid": None, "nearest_real": 0.1, "copies": 0.9, "refused": {}}
+    summary["diagnostics"] = [
+        {"k": 10, "seed": 0, "sets": {"real+defectgen": generated[0], "real+copy-paste": copied}},
+        {"k": 10, "seed": 1, "sets": {"real+defectgen": generated[1]}, "label_agreement": {"map50": 0.715}},
+    ]
+    assert diagnostics_lines(summary) == [
+        "K = 10, the sets: defectgen: 0.50 of the distance between real defects to the nearest one, 1.0% copies, KID "
+        "0.020, 30% of the tries refused; copy-paste: 0.10 of the distance between real defects to the nearest one, "
+        "90.0% copies; a detector of all real images finds the generated defects with mAP50 71.5."
+    ]
+    assert diagnostics_lines(summary | {"diagnostics": []}) == []
 
 
 def test_plots_show_every_arm_and_what_cannot_be_drawn_is_left_out(tmp_path: Path) -> None:
