@@ -10,7 +10,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, cast, get_args
+from typing import TYPE_CHECKING, Annotated, Any, cast, get_args
 
 import typer
 from rich.console import Console
@@ -20,6 +20,10 @@ from rich.table import Table
 from defectgen import __version__
 from defectgen.errors import DefectgenError, UsageError
 from defectgen.recipe import Recipe, json_schema, load_recipe
+
+if TYPE_CHECKING:
+    from defectgen.data.look import Layout
+    from defectgen.records import Sources
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -42,6 +46,9 @@ RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe fil
 Out = Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Run folder. Default: runs/<recipe name>.")]
 Set = Annotated[list[str] | None, typer.Option("--set", metavar="A.B=VALUE", help="Override a recipe field.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Machine-readable result on stdout.")]
+DataFormat = Annotated[
+    str | None, typer.Option("--format", help="Of the annotations, where a folder can be read in more than one way.")
+]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what another recipe made in the run folder.")]
 Workers = Annotated[int | None, typer.Option("--workers", min=1, help="Processes. Default: all cores.")]
 
@@ -104,6 +111,16 @@ def _command() -> str:
     return " ".join(["defectgen", *sys.argv[1:]])
 
 
+def _looked_at(folder: Path, data_format: str | None) -> tuple[Layout, list[Layout]]:
+    """The best way to read `folder`, and the others."""
+    from defectgen.data.look import FORMATS, look
+
+    if data_format not in (None, *FORMATS):
+        raise UsageError(f"--format: must be of {', '.join(FORMATS)}, got {data_format!r}")
+    best, *others = look(folder, data_format)
+    return best, others
+
+
 def _load(path: Path, overrides: list[str] | None, out: Path | None, focus: Path | None = None) -> tuple[Recipe, Path]:
     overrides = list(overrides or [])
     if focus is not None:
@@ -140,24 +157,19 @@ def init(
     recipe_path: Annotated[
         Path | None, typer.Option("--recipe", metavar="FILE", help="What to write. Default: <folder's name>.yaml here.")
     ] = None,
-    data_format: Annotated[
-        str | None, typer.Option("--format", help="Where the folder can be read in more than one way.")
-    ] = None,
+    data_format: DataFormat = None,
     as_json: AsJson = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a recipe that is there.")] = False,
 ) -> None:
     """Look at a folder, say what it holds, and write a commented recipe for it."""
     with _reported(_command()):
-        from defectgen.data.look import FORMATS, look
         from defectgen.draft import draft
         from defectgen.images import write_bytes_atomic
 
-        if data_format not in (None, *FORMATS):
-            raise UsageError(f"--format: must be of {', '.join(FORMATS)}, got {data_format!r}")
         path = recipe_path or Path(f"{folder.resolve().name}.yaml")
         if path.exists() and not overwrite:
             raise UsageError(f"{path}: is there already; name another --recipe, or --overwrite to replace it")
-        layout, *others = look(folder, data_format)
+        layout, others = _looked_at(folder, data_format)
         text, sources = draft(folder, layout)
         write_bytes_atomic(path, text.encode())
         errors = [str(problem) for problem in sources.problems if problem.severity == "error"]
@@ -181,23 +193,56 @@ def init(
 
 
 @app.command()
-def check(recipe_path: RecipePath, out: Out = None, overrides: Set = None, as_json: AsJson = False) -> None:
-    """Look at the data: counts, sizes, classes, groups, and every problem with file and reason."""
+def check(
+    path: Annotated[Path, typer.Argument(metavar="RECIPE|FOLDER", help="A recipe, or a folder of data without one.")],
+    out: Out = None,
+    overrides: Set = None,
+    data_format: DataFormat = None,
+    strict: Annotated[bool, typer.Option("--strict", help="Warnings fail, too.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Look at the data: counts, sizes, classes, groups, leaks, and every problem with file and reason.
+
+    Every image is decoded, nothing is written. Exits with 1 where there is an error.
+    """
     with _reported(_command()):
-        recipe, _ = _load(recipe_path, overrides, out)
+        from dataclasses import replace
+
         from defectgen.data.check import render, summarise
-        from defectgen.data.load import load_sources
+        from defectgen.data.duplicates import find_near_duplicates
 
         with tempfile.TemporaryDirectory() as scratch:
             # Looking leaves nothing behind: the demo product is written into the run folder by `fit` alone.
-            summary = summarise(load_sources(recipe, Path(scratch) / "demo"))
+            sources, notes = _to_check(path, data_format, overrides, out, Path(scratch) / "demo")
+            sources = replace(sources, problems=(*sources.problems, *find_near_duplicates(sources)))
+            summary = summarise(sources)
         if as_json:
-            _print_json(summary)
+            _print_json(summary | {"notes": list(notes)})
         else:
+            for note in notes:
+                stdout.print(note, markup=False, highlight=False)
             stdout.print(render(summary))
-        errors = [one for one in summary["problems"] if one["severity"] == "error"]
-        if errors:
+        if any(strict or one["severity"] == "error" for one in summary["problems"]):
             raise typer.Exit(1)
+
+
+def _to_check(
+    path: Path, data_format: str | None, overrides: list[str] | None, out: Path | None, demo: Path
+) -> tuple[Sources, tuple[str, ...]]:
+    """What a recipe or a folder holds, and how the folder was read."""
+    if path.is_dir():
+        if overrides or out:
+            raise UsageError(f"{path}: is a folder; --set and --out go with a recipe, see `defectgen init`")
+        from defectgen.draft import read_layout
+
+        layout, _ = _looked_at(path, data_format)
+        return read_layout(path, layout)[1], layout.notes
+    if data_format:
+        raise UsageError("--format: goes with a folder; a recipe has data.format")
+    from defectgen.data.load import load_sources
+
+    recipe, _ = _load(path, overrides, out)
+    return load_sources(recipe, demo), ()
 
 
 @app.command()

@@ -22,19 +22,30 @@ _END = "\n...\n"
 _LEAST_SIDE_PX = 16
 
 
+def read_layout(root: Path, layout: Layout) -> tuple[Recipe, Sources]:
+    """A recipe for the data alone, and the data; where there is no clean image, it does without.
+
+    Raises:
+        DataError: a folder or the class names cannot be read.
+    """
+    name = re.sub(r"[^A-Za-z0-9_.-]+", "_", root.resolve().name).strip("_.-") or "data"
+    data = layout.data | {"root": str(root.absolute())}
+    recipe = Recipe.model_validate({"name": name, "data": data})
+    sources = load_sources(recipe)
+    if not sources.train_clean:
+        recipe = Recipe.model_validate({"name": name, "data": data | {"base": "defective"}})
+        sources = load_sources(recipe)
+    return recipe, sources
+
+
 def draft(root: Path, layout: Layout) -> tuple[str, Sources]:
     """The recipe as text, and the data it names, with its problems.
 
     Raises:
         DataError: a folder or the class names cannot be read.
     """
-    data = layout.data | {"root": str(root.absolute())}
-    name = re.sub(r"[^A-Za-z0-9_.-]+", "_", root.resolve().name).strip("_.-") or "data"
-    base = "clean"
-    sources = load_sources(Recipe.model_validate({"name": name, "data": data}))
-    if not sources.train_clean:
-        base = "defective"
-        sources = load_sources(Recipe.model_validate({"name": name, "data": data | {"base": base}}))
+    recipe, sources = read_layout(root, layout)
+    name, data = recipe.name, recipe.data.model_dump(exclude_unset=True)
     classes = data.get("classes") or list(sources.class_names)
     lines = ["# Drafted by `defectgen init`, which found:", *(f"#   {note}" for note in layout.notes)]
     lines += [f"name: {name}", "data:"]
@@ -45,8 +56,8 @@ def draft(root: Path, layout: Layout) -> tuple[str, Sources]:
     lines += _group_lines(
         [*sources.train_pool, *sources.test, *sources.train_clean], bool(layout.data.get("test_images"))
     )
-    if base == "defective":
-        lines.append(_line("base", base, "there is no clean image: defects are added to the real ones"))
+    if recipe.data.base == "defective":
+        lines.append(_line("base", recipe.data.base, "there is no clean image: defects are added to the real ones"))
     fewest, most = _per_image(sources.train_pool)
     lines += [
         "place:",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import os
@@ -10,7 +11,8 @@ from typing import Literal
 
 import cv2
 import numpy as np
-from PIL import Image
+import simplejpeg
+from PIL import Image, UnidentifiedImageError
 
 from defectgen.errors import DataError
 
@@ -38,11 +40,14 @@ def list_images(folder: Path) -> list[Path]:
     return sorted(visible, key=lambda path: path.relative_to(folder).as_posix())
 
 
-def read_rgb(path: Path) -> np.ndarray:
+def read_rgb(path: Path, *, strict: bool = False) -> np.ndarray:
     """The image as uint8 (H, W, 3) RGB, turned upright by its EXIF orientation.
 
     Grey and palette images become RGB; alpha is dropped without compositing; of several pages the first is read.
     16-bit values are scaled from the full range (by 257); where none exceeds 4095, they count as 12-bit camera data.
+
+    Args:
+        strict: decode JPEG and TIFF a second time, by a decoder that does not mend what is damaged in silence.
 
     Raises:
         DataError: the file is missing, empty, no image, cut short, larger than MAX_PIXELS, or not 8- or 16-bit.
@@ -51,6 +56,8 @@ def read_rgb(path: Path) -> np.ndarray:
     _, orientation = _header(data, path)
     if _is_cut_short(data):
         raise DataError(f"{path}: the image is cut short after {len(data)} bytes; copy it again from its origin")
+    if strict and (damage := _damage(data)):
+        raise DataError(f"{path}: the image is damaged ({damage}); copy it again from its origin")
     # Orientation is applied below, since which formats OpenCV turns by itself depends on its version.
     flags = cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH | cv2.IMREAD_IGNORE_ORIENTATION
     try:
@@ -149,6 +156,27 @@ def _is_cut_short(data: bytes) -> bool:
     if data.startswith(b"\x89PNG\r\n\x1a\n"):
         return data.rfind(b"IEND") < 0
     return False
+
+
+def _damage(data: bytes) -> str:
+    """What a strict decoder says of a JPEG or TIFF whose damage OpenCV covers up; empty where it finds nothing."""
+    if data.startswith(b"\xff\xd8"):
+        try:
+            simplejpeg.decode_jpeg(data)
+        except ValueError as error:
+            # A kind of JPEG that it cannot read at all is not damaged for that.
+            with contextlib.suppress(ValueError):
+                simplejpeg.decode_jpeg(data, strict=False)
+                return str(error)
+    if data.startswith((b"II*\0", b"MM\0*")):
+        try:
+            with Image.open(io.BytesIO(data)) as image:
+                image.load()
+        except UnidentifiedImageError:
+            return ""
+        except (OSError, ValueError, SyntaxError, EOFError) as error:
+            return str(error)
+    return ""
 
 
 def _first_scan(data: bytes) -> int | None:

@@ -229,6 +229,24 @@ def test_check_of_good_data_counts_it_and_writes_nothing(run: Run, factory: Fact
     assert sorted(factory.root.rglob("*")) == before
 
 
+def test_check_takes_a_folder_without_a_recipe(run: Run, factory: Factory) -> None:
+    (factory.labels / "lost.txt").write_text("0 0.5 0.5 0.2 0.2\n")
+    before = sorted(factory.root.rglob("*"))
+    result = run("check", factory.root, "--json")
+    summary = json.loads(result.stdout)
+    assert result.exit_code == 0 and [row["name"] for row in summary["classes"]] == ["scratch", "pit"]
+    assert summary["notes"][0] == "yolo: a .txt file per image"
+    assert [problem["reason"] for problem in summary["problems"]] == ["the label file has no image"]
+    assert sorted(factory.root.rglob("*")) == before
+    assert run("check", factory.root, "--strict").exit_code == 1
+    (factory.labels / "lost.txt").unlink()
+    assert run("check", factory.root, "--strict").exit_code == 0
+    assert run("check", factory.root, "--format", "voc").exit_code == 1
+    wrong = run("check", factory.root, "--set", "seed=1")
+    assert wrong.exit_code == 2 and "is a folder; --set and --out go with a recipe" in wrong.stderr
+    assert run("check", factory.recipe, "--format", "yolo").exit_code == 2
+
+
 def test_check_of_the_demo_leaves_the_run_folder_to_fit(run: Run, recipe: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     result = run("check", recipe, "--out", out)

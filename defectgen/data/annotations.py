@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from defectgen.boxes import clip_xyxy
+from defectgen.boxes import clip_xyxy, iou_xyxy
 from defectgen.records import XYXY, Annotation, Polygon, Problem
 
 Parsed = tuple[list[Annotation], list[Problem]]
@@ -21,6 +21,8 @@ Item = TypeVar("Item")
 
 # Under a pixel by more than six decimals round off.
 MIN_SIDE_PX = 0.95
+# Doubtful: smaller than this, or as alike as two boxes of one defect are.
+SMALL_PX, SAME_IOU = 1.95, 0.9
 
 
 @dataclass(frozen=True)
@@ -79,6 +81,7 @@ class Fault(Exception):
 
 
 def collect(items: Iterable[tuple[str, Item]], parse: Callable[[Item], Annotation], path: str) -> Parsed:
+    """The annotations of `items`, each with where it stands, and what is wrong or doubtful about them."""
     places: dict[Annotation, str] = {}
     problems: list[Problem] = []
     for where, item in items:
@@ -90,8 +93,23 @@ def collect(items: Iterable[tuple[str, Item]], parse: Callable[[Item], Annotatio
         if annotation in places:
             reason = f"repeats {places[annotation]} (class {annotation.class_id})"
             problems.append(Problem("warning", path, where, reason, "it counts once; remove it"))
+        elif doubt := _doubt(annotation, places):
+            problems.append(Problem("warning", path, where, doubt, "check it"))
         places.setdefault(annotation, where)
     return list(places), problems
+
+
+def _doubt(annotation: Annotation, before: dict[Annotation, str]) -> str:
+    """What about an annotation is most likely a slip; empty where nothing is."""
+    x1, y1, x2, y2 = annotation.xyxy
+    if min(x2 - x1, y2 - y1) < SMALL_PX:
+        return f"is {x2 - x1:.1f} x {y2 - y1:.1f} px, too small for a detector to see"
+    for other, where in before.items():
+        if iou_xyxy(annotation.xyxy, other.xyxy) > SAME_IOU:
+            if other.class_id == annotation.class_id:
+                return f"is nearly the box of {where} (class {other.class_id})"
+            return f"is the box of {where}, as class {annotation.class_id} instead of {other.class_id}"
+    return ""
 
 
 def class_id_of(label: Any, class_names: Sequence[str]) -> int:

@@ -119,7 +119,7 @@ def _read_image(path: Path, folder: Path, group_pattern: str | None) -> Found:
     """The image without annotations, or what is wrong with it."""
     name = path.relative_to(folder).as_posix()
     try:
-        height, width = read_rgb(path).shape[:2]
+        height, width = read_rgb(path, strict=True).shape[:2]
     except DataError as error:
         reason, _, remedy = str(error).removeprefix(f"{path}: ").rpartition("; ")
         return [], [Problem("error", str(path), "", reason, remedy)]

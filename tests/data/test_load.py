@@ -27,7 +27,7 @@ def _write_product(root: Path) -> Path:
     _write_images(root / "images", *(f"p{part}_a" for part in range(5)))
     (root / "labels").mkdir()
     for part in range(4):
-        (root / "labels" / f"p{part}_a.txt").write_text(f"0 {ROW}1 {ROW}")
+        (root / "labels" / f"p{part}_a.txt").write_text(f"0 {ROW}1 0.2 0.2 0.2 0.2\n")
     (root / "labels" / "p4_a.txt").touch()
     _write_images(root / "clean", "p0_a", "p1_b", "p5_a")
     (root / "data.yaml").write_text("names: [pit, scratch]\n")

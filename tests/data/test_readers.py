@@ -45,7 +45,9 @@ def _labelme(*shapes: dict[str, Any], **fields: Any) -> str:
 
 def test_box_and_polygon_rows_become_pixels() -> None:
     annotations, problems = parse_yolo("\n1 0.5 0.5 0.1 0.2\n\n0 0.1 0.1 0.2 0.1 0.2 0.4\n", SIZE_WH, CLASSES, "a.txt")
-    assert problems == []
+    assert _messages(problems) == [
+        "warning a.txt: has boxes and outlines; keep to one of them: trainers take all rows for one kind"
+    ]
     assert [mark.class_id for mark in annotations] == [1, 0]
     assert annotations[0].xyxy == pytest.approx((90, 40, 110, 60)) and annotations[0].polygon is None
     assert annotations[1].xyxy == pytest.approx((20, 10, 40, 40))
@@ -95,7 +97,22 @@ def test_repeated_row_counts_once_with_a_warning() -> None:
     row = "0 0.5 0.5 0.1 0.1\n"
     annotations, problems = parse_yolo(row + "1" + row[1:] + row, SIZE_WH, CLASSES, "a.txt")
     assert [mark.class_id for mark in annotations] == [0, 1]
-    assert _messages(problems) == ["warning a.txt: row 3: repeats row 1 (class 0); it counts once; remove it"]
+    assert _messages(problems) == [
+        "warning a.txt: row 2: is the box of row 1, as class 1 instead of 0; check it",
+        "warning a.txt: row 3: repeats row 1 (class 0); it counts once; remove it",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ("0 0.501 0.5 0.1 0.1", "is nearly the box of row 1 (class 0); check it"),
+        ("0 0.2 0.2 0.005 0.1", "is 1.0 x 10.0 px, too small for a detector to see; check it"),
+    ],
+)
+def test_doubtful_row_counts_with_a_warning(row: str, message: str) -> None:
+    annotations, problems = parse_yolo(f"0 0.5 0.5 0.1 0.1\n{row}\n", SIZE_WH, CLASSES, "a.txt")
+    assert len(annotations) == 2 and _messages(problems) == [f"warning a.txt: row 2: {message}"]
 
 
 @given(

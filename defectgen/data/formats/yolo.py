@@ -10,13 +10,18 @@ import yaml
 from defectgen.boxes import polygon_xyxy, xyxy_from_yolo
 from defectgen.data.annotations import Fault, Parsed, annotation, collect, number
 from defectgen.errors import DataError
-from defectgen.records import Annotation
+from defectgen.records import Annotation, Problem
 
 
 def parse_yolo(text: str, size_wh: tuple[int, int], class_names: Sequence[str], path: str) -> Parsed:
     """The annotations of a YOLO label file: `class x y w h` or `class x1 y1 x2 y2 x3 y3 ...` per row, as fractions."""
-    rows = ((f"row {number}", line.split()) for number, line in enumerate(text.splitlines(), start=1) if line.strip())
-    return collect(rows, lambda row: _annotation_of_row(row, size_wh, len(class_names)), path)
+    rows = [(f"row {number}", line.split()) for number, line in enumerate(text.splitlines(), start=1) if line.strip()]
+    annotations, problems = collect(rows, lambda row: _annotation_of_row(row, size_wh, len(class_names)), path)
+    if len({annotation.polygon is None for annotation in annotations}) > 1:
+        # ultralytics would read the boxes as outlines of five numbers.
+        reason, remedy = "has boxes and outlines", "keep to one of them: trainers take all rows for one kind"
+        problems.append(Problem("warning", path, "", reason, remedy))
+    return annotations, problems
 
 
 def num_classes_in(text: str) -> int:
