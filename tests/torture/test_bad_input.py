@@ -1,0 +1,47 @@
+"""Every kind of bad input is reported, with its file and a remedy; nothing is touched, and good files raise nothing."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from bad_input import KINDS, Kind, write_good_set
+
+from defectgen.data.duplicates import find_near_duplicates
+from defectgen.data.look import look
+from defectgen.draft import read_layout
+from defectgen.errors import DataError
+
+
+def reports(root: Path) -> list[str]:
+    """What `check FOLDER` says: a line per problem, or the one message with which it ends."""
+    try:
+        layout, *_ = look(root, "yolo")
+        _, sources = read_layout(root, layout)
+    except DataError as error:
+        return [str(error)]
+    sources = replace(sources, problems=(*sources.problems, *find_near_duplicates(sources)))
+    return [str(problem) for problem in sources.problems]
+
+
+def test_good_set_raises_no_alarm(tmp_path: Path) -> None:
+    write_good_set(tmp_path)
+    assert reports(tmp_path) == []
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
+def test_kind_is_reported_with_its_file_and_a_remedy(kind: Kind, tmp_path: Path, toys: Any) -> None:
+    write_good_set(tmp_path)
+    at_fault = kind.spoil(tmp_path)
+    before = toys.read_tree(tmp_path)
+    found = reports(tmp_path)
+    # A file at fault is named, and nothing else is blamed; what a whole set lacks is said of the set.
+    assert any(Path(at_fault).name in line or "train" in line for line in found), found
+    assert len(found) <= 3 and all("; " in line for line in found)
+    assert toys.read_tree(tmp_path) == before
+
+
+def test_there_are_kinds_enough_and_none_twice() -> None:
+    assert len({kind.name for kind in KINDS}) == len(KINDS) >= 50
