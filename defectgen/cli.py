@@ -227,16 +227,22 @@ def check(
 
 
 def _to_check(
-    path: Path, data_format: str | None, overrides: list[str] | None, out: Path | None, demo: Path
+    path: Path,
+    data_format: str | None,
+    overrides: list[str] | None,
+    out: Path | None,
+    demo: Path,
+    *,
+    split: bool = True,
 ) -> tuple[Sources, tuple[str, ...]]:
-    """What a recipe or a folder holds, and how the folder was read."""
+    """What a recipe or a folder holds, and how the folder was read; `split` a folder that has no test set."""
     if path.is_dir():
         if overrides or out:
             raise UsageError(f"{path}: is a folder; --set and --out go with a recipe, see `defectgen init`")
         from defectgen.draft import read_layout
 
         layout, _ = _looked_at(path, data_format)
-        return read_layout(path, layout)[1], layout.notes
+        return read_layout(path, layout, split=split)[1], layout.notes
     if data_format:
         raise UsageError("--format: goes with a folder; a recipe has data.format")
     from defectgen.data.load import load_sources
@@ -452,6 +458,41 @@ def _listed(option: str, text: str | None, known: tuple[str, ...] | None) -> lis
         if known is None and not (value.isdecimal() and int(value) > 0):
             raise UsageError(f"{option}: must be whole numbers above 0, as in 5,10,20, got {value!r}")
     return values
+
+
+@app.command()
+def export(
+    path: Annotated[
+        Path, typer.Argument(metavar="RECIPE|FOLDER", help="A recipe, or a folder of data, as `synth` makes it.")
+    ],
+    to: Annotated[str, typer.Option("--to", help="yolo, yolo-seg, yolo-obb, yolo-cls, coco, masks or huggingface.")],
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="The folder to write.")],
+    overrides: Set = None,
+    data_format: DataFormat = None,
+    as_json: AsJson = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a folder that is there.")] = False,
+) -> None:
+    """Write a data set for other trainers and tools, split as it is; a folder without a split is one set."""
+    with _reported(_command()):
+        from defectgen.export import FORMATS
+        from defectgen.export import export as write
+
+        if to not in FORMATS:
+            raise UsageError(f"--to: must be of {', '.join(FORMATS)}, got {to!r}")
+        with tempfile.TemporaryDirectory() as scratch:
+            sources, _ = _to_check(path, data_format, overrides, None, Path(scratch) / "demo", split=False)
+            facts = write(sources, out, to, progress=_Printer(), overwrite=overwrite)
+        if as_json:
+            _print_json(facts)
+        else:
+            counts = ", ".join(
+                f"{number} images with {facts['defects'][name]} defects for {name}"
+                for name, number in facts["images"].items()
+            )
+            stdout.print(counts, highlight=False)
+            if facts["boxes_as_outlines"]:
+                stdout.print(f"{facts['boxes_as_outlines']} boxes without an outline are written as rectangles")
+            stdout.print(str(out), soft_wrap=True, highlight=False)
 
 
 @app.command()

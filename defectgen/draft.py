@@ -22,14 +22,15 @@ _END = "\n...\n"
 _LEAST_SIDE_PX = 16
 
 
-def read_layout(root: Path, layout: Layout) -> tuple[Recipe, Sources]:
-    """A recipe for the data alone, and the data; where there is no clean image, it does without.
+def read_layout(root: Path, layout: Layout, *, split: bool = True) -> tuple[Recipe, Sources]:
+    """A recipe for the data alone, and the data; where there is no clean image, it does without. `split`: hold groups
+    out where the layout has no test set.
 
     Raises:
         DataError: a folder or the class names cannot be read.
     """
     name = re.sub(r"[^A-Za-z0-9_.-]+", "_", root.resolve().name).strip("_.-") or "data"
-    data = layout.data | {"root": str(root.absolute())}
+    data = layout.data | {"root": str(root.absolute())} | ({} if split else {"test_fraction": 0})
     recipe = Recipe.model_validate({"name": name, "data": data})
     sources = load_sources(recipe)
     if not sources.train_clean:

@@ -83,6 +83,16 @@ def size_wh(path: Path) -> tuple[int, int]:
     return (size[1], size[0]) if orientation >= 5 else size
 
 
+def is_plain(path: Path) -> bool:
+    """Whether any tool reads the file as `read_rgb` does: an 8-bit JPEG, PNG or BMP that is stored upright."""
+    try:
+        with Image.open(path) as header:
+            upright = header.getexif().get(_ORIENTATION_TAG, 1) in (0, 1)
+            return header.format in ("JPEG", "PNG", "BMP") and header.mode in ("L", "RGB", "P") and upright
+    except (OSError, ValueError, SyntaxError, EOFError):
+        return False
+
+
 def encode_image(array: np.ndarray, format: Literal["png", "jpg"]) -> bytes:
     """The file's bytes for a uint8 (H, W, 3) RGB or (H, W) grey array; the same array gives the same bytes."""
     # PNG at OpenCV's default level: levels 1 and 6 were slower and no smaller.

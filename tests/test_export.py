@@ -1,0 +1,299 @@
+"""What is written is read back, by defectgen and by the tools it is written for."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from defectgen.data.look import look
+from defectgen.draft import read_layout
+from defectgen.errors import DataError, UsageError
+from defectgen.export import FORMATS, export
+from defectgen.images import encode_image, read_rgb
+from defectgen.records import Annotation, LabelledImage, Problem, Sources
+from defectgen.yolo.environment import worker_environment
+
+CLASSES = ("scratch", "pit")
+TRIANGLE = ((10.0, 12.0), (40.5, 14.0), (22.0, 33.25))
+
+
+def image_file(path: Path, *, seed: int, orientation: int = 1) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.random.default_rng(seed).integers(60, 200, (48, 64, 3)).astype(np.uint8)
+    if orientation == 1:
+        path.write_bytes(encode_image(pixels, "png"))
+    else:
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        Image.fromarray(np.rot90(pixels)).save(path, exif=exif)
+    return path
+
+
+@pytest.fixture
+def sources(tmp_path: Path) -> Sources:
+    """Two marked images and a clean one of the same name for training, a marked one to test, turned by EXIF."""
+
+    def image(name: str, seed: int, *marks: Annotation, orientation: int = 1) -> LabelledImage:
+        path = image_file(tmp_path / "in" / str(seed) / name, seed=seed, orientation=orientation)
+        return LabelledImage(path, name, (64, 48), name, marks)
+
+    box, small = Annotation(1, (3.0, 4.5, 20.0, 30.0)), Annotation(0, (44.0, 2.0, 60.5, 11.0))
+    outlined = Annotation(0, (10.0, 12.0, 40.5, 33.25), TRIANGLE)
+    pool = (image("a/part.png", 1, box, small), image("b.png", 2, outlined))
+    test = (image("turned.jpg", 4, box, orientation=6),)
+    return Sources(CLASSES, pool[:1], pool, (image("b.png", 3),), test, ())
+
+
+def silent(*report: Any) -> None:
+    """No progress."""
+
+
+def boxes_of(images: tuple[LabelledImage, ...]) -> list[list[tuple[int, ...]]]:
+    """Per image, by pixels: classes and boxes to half a pixel."""
+    return sorted(
+        sorted((mark.class_id, *(round(2 * value) for value in mark.xyxy)) for mark in image.annotations)
+        for image in images
+    )
+
+
+@pytest.mark.parametrize("to", ["yolo", "yolo-seg", "coco", "masks"])
+def test_own_readers_give_the_same_boxes(sources: Sources, tmp_path: Path, to: str) -> None:
+    out = tmp_path / "out"
+    facts = export(sources, out, to, progress=silent)
+    assert facts["images"] == {"train": 3, "test": 1} and facts["defects"] == {"train": 3, "test": 1}
+    layout, *_ = look(out, to.split("-")[0])
+    if to == "masks":
+        layout.data["classes"] = list(CLASSES)
+    _, back = read_layout(out, layout, split=False)
+    assert not [problem for problem in back.problems if problem.severity == "error"]
+    expected, found = boxes_of(sources.train_pool), boxes_of(back.train_pool)
+    np.testing.assert_allclose(np.concatenate(found), np.concatenate(expected), atol=1)
+    np.testing.assert_allclose(np.concatenate(boxes_of(back.test)), np.concatenate(boxes_of(sources.test)), atol=1)
+
+
+def test_plain_images_are_copied_and_turned_ones_written_upright(sources: Sources, tmp_path: Path) -> None:
+    export(sources, tmp_path / "out", "yolo", progress=silent)
+    written = {path.name: path for path in (tmp_path / "out").rglob("images/*")}
+    assert sorted(written) == ["a_part.png", "b.png", "b_2.png", "turned.png"]
+    assert written["b_2.png"].read_bytes() == sources.train_clean[0].path.read_bytes()
+    turned = Image.open(written["turned.png"])
+    assert turned.size == (64, 48) and turned.getexif().get(0x0112, 1) == 1
+    assert (np.asarray(turned) == read_rgb(sources.test[0].path)).all()
+    assert {path.stem for path in (tmp_path / "out").rglob("labels/*")} == {path.stem for path in written.values()}
+
+
+def test_oriented_boxes_lie_around_their_outlines(sources: Sources, tmp_path: Path) -> None:
+    facts = export(sources, tmp_path / "out", "yolo-obb", progress=silent)
+    assert facts["boxes_as_outlines"] == 3
+    (row,) = (tmp_path / "out/train/labels/b.txt").read_text().splitlines()
+    class_id, *values = (float(value) for value in row.split())
+    corners = np.array(values).reshape(4, 2) * (64, 48)
+    edges = np.roll(corners, -1, axis=0) - corners
+    assert class_id == 0 and abs(edges[0] @ edges[1]) < 1e-2
+    # Every point of the outline is on the inner side of every edge, and every edge touches it.
+    inner = np.array(
+        [[np.cross(edge, point - corner) for point in TRIANGLE] for corner, edge in zip(corners, edges, strict=True)]
+    )
+    signed = inner * np.sign(inner.sum())
+    assert signed.min() > -0.1 and (np.abs(signed).min(axis=1) < 0.1).all()
+
+
+def test_crops_show_the_defects_and_clean_product(sources: Sources, tmp_path: Path) -> None:
+    export(sources, tmp_path / "out", "yolo-cls", progress=silent)
+    crops = {path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*.png")}
+    assert crops == {
+        "train/pit/a_part_0.png",
+        "train/scratch/a_part_1.png",
+        "train/scratch/b_0.png",
+        "train/clean/b_2_0.png",
+        "test/pit/turned_0.png",
+    }
+    crop, whole = read_rgb(tmp_path / "out/train/scratch/b_0.png"), read_rgb(sources.train_pool[1].path)
+    # 1.5 x 30.5 px about the middle of the box, (25.25, 22.6), within the image.
+    assert crop.shape == (46, 46, 3) and (crop == whole[0:46, 2:48]).all()
+
+
+def test_coco_is_read_by_pycocotools(sources: Sources, tmp_path: Path) -> None:
+    from pycocotools.coco import COCO
+
+    export(sources, tmp_path / "out", "coco", progress=silent)
+    coco = COCO(str(tmp_path / "out/train/_annotations.coco.json"))
+    assert [one["name"] for one in coco.loadCats(coco.getCatIds())] == list(CLASSES)
+    by_name = {
+        image["file_name"]: coco.loadAnns(coco.getAnnIds(image["id"])) for image in coco.loadImgs(coco.getImgIds())
+    }
+    assert [(one["category_id"], one["bbox"]) for one in by_name["a_part.png"]] == [
+        (2, [3, 4.5, 17, 25.5]),
+        (1, [44, 2, 16.5, 9]),
+    ]
+    (outlined,) = by_name["b.png"]
+    assert coco.annToMask(outlined).sum() == pytest.approx(outlined["area"], rel=0.1)
+    assert by_name["b_2.png"] == []
+
+
+READ_BY_ULTRALYTICS = """
+import json, sys
+from pathlib import Path
+from ultralytics.cfg import get_cfg
+from ultralytics.data.dataset import ClassificationDataset, YOLODataset
+from ultralytics.data.utils import check_det_dataset
+
+found = {}
+for to, task in (("yolo", "detect"), ("yolo-seg", "segment"), ("yolo-obb", "obb")):
+    root = Path(sys.argv[1]) / to
+    data = check_det_dataset(str(root / "data.yaml"))
+    read = YOLODataset(data["train"], data=data, task=task, augment=False, imgsz=64)
+    labels = {Path(one["im_file"]).name: (one["cls"], one["bboxes"]) for one in read.labels}
+    found[to] = {name: [classes.ravel().tolist(), boxes.tolist()] for name, (classes, boxes) in labels.items()}
+    for index in range(len(read)):
+        read[index]
+crops = ClassificationDataset(str(Path(sys.argv[1]) / "yolo-cls/train"), get_cfg(), augment=False)
+found["yolo-cls"] = [crops.base.classes, len(crops)]
+print(json.dumps(found))
+"""
+
+
+def test_ultralytics_reads_it(sources: Sources, tmp_path: Path) -> None:
+    for to in ("yolo", "yolo-seg", "yolo-obb", "yolo-cls"):
+        export(sources, tmp_path / to, to, progress=silent)
+    (tmp_path / "settings").mkdir()
+    environment = worker_environment(tmp_path / "settings", os.environ)
+    command = [sys.executable, "-c", READ_BY_ULTRALYTICS, str(tmp_path)]
+    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    for to in ("yolo", "yolo-seg"):
+        classes, boxes = found[to]["a_part.png"]
+        assert classes == [1, 0] and found[to]["b_2.png"] == [[], []]
+        np.testing.assert_allclose(np.multiply(boxes[0], (64, 48, 64, 48)), (11.5, 17.25, 17, 25.5), atol=0.5)
+    # Of an oriented box it keeps the upright one around it.
+    assert found["yolo-obb"]["b.png"][0] == [0]
+    assert found["yolo-cls"] == [["clean", "pit", "scratch"], 4]
+
+
+@pytest.mark.parametrize("to", ["yolo", "yolo-seg", "coco"])
+def test_supervision_reads_it(sources: Sources, tmp_path: Path, to: str) -> None:
+    import supervision
+
+    out = tmp_path / "out"
+    export(sources, out, to, progress=silent)
+    if to == "coco":
+        read = supervision.DetectionDataset.from_coco(str(out / "train"), str(out / "train/_annotations.coco.json"))
+    else:
+        read = supervision.DetectionDataset.from_yolo(
+            str(out / "train/images"), str(out / "train/labels"), str(out / "data.yaml")
+        )
+    assert read.classes == list(CLASSES)
+    found = {Path(path).name: marks for path, _, marks in read}
+    assert {name: len(marks) for name, marks in found.items()} == {"a_part.png": 2, "b.png": 1, "b_2.png": 0}
+    np.testing.assert_allclose(found["b.png"].xyxy, [[10, 12, 40.5, 33.25]], atol=0.5 if to != "yolo-seg" else 1.01)
+
+
+def test_datasets_reads_it_as_an_image_folder(
+    sources: Sources, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "cache"))
+    import datasets
+
+    out = tmp_path / "out"
+    export(sources, out, "huggingface", progress=silent)
+    read = datasets.load_dataset("imagefolder", data_dir=str(out), cache_dir=str(tmp_path / "cache"))
+    assert {name: len(split) for name, split in read.items()} == {"train": 3, "test": 1}
+    (row,) = read["test"]
+    assert row["image"].size == (64, 48)
+    assert row["objects"] == {"bbox": [[3.0, 4.5, 17.0, 25.5]], "categories": [1], "names": ["pit"]}
+
+
+def test_nothing_is_overwritten_or_left_half_written(
+    sources: Sources, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    export(sources, out, "yolo", progress=silent)
+    before = sorted(path.relative_to(out) for path in out.rglob("*"))
+    with pytest.raises(UsageError, match="is there already"):
+        export(sources, out, "coco", progress=silent)
+
+    def broken(*arguments: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("defectgen.export.shutil.copyfile", broken)
+    with pytest.raises(OSError, match="No space"):
+        export(sources, out, "coco", progress=silent, overwrite=True)
+    assert sorted(path.relative_to(out) for path in out.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("change", "to", "message"),
+    [
+        (
+            lambda s: {"problems": (Problem("error", str(s.test[0].path), "", "is damaged", "mend it"),)},
+            "yolo",
+            "mend it",
+        ),
+        (lambda s: {"class_names": ("scratch", "clean")}, "yolo-cls", "a class is called 'clean'"),
+        (lambda s: {"class_names": ("scratch", "a/b")}, "yolo-cls", "'a/b' cannot be the name of a folder"),
+        (lambda s: {"class_names": tuple(map(str, range(256)))}, "masks", "holds 255 classes at most, got 256"),
+    ],
+)
+def test_what_cannot_be_written_is_refused(
+    sources: Sources, tmp_path: Path, change: Callable[[Sources], dict[str, Any]], to: str, message: str
+) -> None:
+    from dataclasses import replace
+
+    with pytest.raises(DataError, match=message):
+        export(replace(sources, **change(sources)), tmp_path / "out", to, progress=silent)
+    assert not (tmp_path / "out").exists()
+
+
+def test_every_format_is_tried_here() -> None:
+    assert set(FORMATS) == {"yolo", "yolo-seg", "yolo-obb", "yolo-cls", "coco", "masks", "huggingface"}
+    assert json.dumps(sorted(FORMATS))
+
+
+@pytest.mark.shared_data
+@pytest.mark.parametrize("name", ["pcb", "ball_screw", "quay_cracks"])
+def test_real_sets_are_read_back_from_every_format(name: str, tmp_path: Path) -> None:
+    if not os.environ.get("DEFECTGEN_DATA"):
+        pytest.skip("DEFECTGEN_DATA names no folder: the real inspection sets are absent")
+    from defectgen.data.load import load_sources
+    from defectgen.recipe import load_recipe
+
+    sources = load_sources(load_recipe(Path(__file__).parents[1] / f"recipes/{name}.yaml"))
+    for to in ("yolo", "yolo-seg", "coco", "masks"):
+        out = tmp_path / to
+        export(sources, out, to, progress=silent)
+        layout, *_ = look(out, to.split("-")[0])
+        if to == "masks":
+            layout.data["classes"] = list(sources.class_names)
+        _, back = read_layout(out, layout, split=False)
+        for before, after in ((sources.train_pool, back.train_pool), (sources.test, back.test)):
+            expected = {image.name.replace("/", "_"): marks_of(image) for image in before}
+            found = {image.name: marks_of(image) for image in after}
+            assert found.keys() == expected.keys()
+            for image in expected:
+                # In a mask, defects that touch or overlap are one.
+                if to != "masks" or not touching(expected[image]):
+                    np.testing.assert_allclose(found[image], expected[image], atol=0.5, err_msg=f"{to}: {image}")
+        shutil.rmtree(out)
+
+
+def touching(marks: np.ndarray) -> bool:
+    x1, y1, x2, y2 = marks[:, 1:].T
+    apart = (x1[:, None] > x2[None] + 1) | (y1[:, None] > y2[None] + 1)
+    return bool((~(apart | apart.T) & ~np.eye(len(marks), dtype=bool)).any())
+
+
+def marks_of(image: LabelledImage) -> np.ndarray:
+    boxes = sorted((mark.class_id, *mark.xyxy) for mark in image.annotations)
+    return np.array(sorted(boxes, key=lambda box: [round(value) for value in box]), float)
