@@ -50,6 +50,9 @@ DataFormat = Annotated[
     str | None, typer.Option("--format", help="Of the annotations, where a folder can be read in more than one way.")
 ]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what another recipe made in the run folder.")]
+Trust = Annotated[
+    bool, typer.Option("--trust-checkpoint", help="Load train_yolo.model although a .pt file can run any code.")
+]
 Workers = Annotated[int | None, typer.Option("--workers", min=1, help="Processes. Default: all cores.")]
 
 
@@ -368,6 +371,7 @@ def train_yolo(
     as_json: AsJson = False,
     focus: Focus = None,
     overwrite: Overwrite = False,
+    trust_checkpoint: Trust = False,
 ) -> None:
     """Train YOLO11 per arm and judge it on held-out real parts, making what is missing first."""
     with _reported(_command()):
@@ -376,7 +380,12 @@ def train_yolo(
         from defectgen.run import available_cores, run_train_yolo
 
         results = run_train_yolo(
-            recipe, folder, workers=workers or available_cores(), progress=_Printer(), overwrite=overwrite
+            recipe,
+            folder,
+            workers=workers or available_cores(),
+            progress=_Printer(),
+            overwrite=overwrite,
+            trust_checkpoint=trust_checkpoint,
         )
         if as_json:
             _print_json(results)
@@ -396,7 +405,7 @@ def bench(
         str, typer.Option("--profile", help="small: 2 CPU cores. full: every arm and K, a GPU.")
     ] = "small",
     seeds: Annotated[
-        int | None, typer.Option("--seeds", min=1, help="Draws of the real images. Default: 2; 5.")
+        int | None, typer.Option("--seeds", min=1, help="Draws of the real images. Default: 3; 5.")
     ] = None,
     ks: Annotated[
         str | None, typer.Option("--k", metavar="5,10,20", help="Real defects per class. Default: 10; 5,10,20.")
@@ -407,6 +416,7 @@ def bench(
     workers: Workers = None,
     as_json: AsJson = False,
     overwrite: Overwrite = False,
+    trust_checkpoint: Trust = False,
 ) -> None:
     """Measure over budgets and seeds whether the synthetic data helps. Stopped and run again, it goes on."""
     with _reported(_command()):
@@ -437,6 +447,7 @@ def bench(
             workers=workers or available_cores(),
             progress=_Printer(),
             overwrite=overwrite,
+            trust_checkpoint=trust_checkpoint,
         )
         if as_json:
             _print_json(summary)

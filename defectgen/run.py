@@ -34,7 +34,7 @@ from defectgen.data.lines import with_lines
 from defectgen.data.load import load_sources, require_usable
 from defectgen.dataset.manifest import MANIFEST_NAME, Task, read_manifest
 from defectgen.dataset.write import completed, finish, write_composite
-from defectgen.errors import DataError, DefectgenError, RunError
+from defectgen.errors import DataError, DefectgenError, RunError, UsageError
 from defectgen.images import write_bytes_atomic
 from defectgen.recipe import Recipe
 from defectgen.records import Composite, Sources
@@ -229,11 +229,27 @@ def _synth(recipe: Recipe, sources: Sources, out: Path, *, workers: int, progres
 
 
 def run_train_yolo(
-    recipe: Recipe, out: Path, *, workers: int, progress: Progress, overwrite: bool = False
+    recipe: Recipe,
+    out: Path,
+    *,
+    workers: int,
+    progress: Progress,
+    overwrite: bool = False,
+    trust_checkpoint: bool = False,
 ) -> dict[str, Any]:
-    """Trains and evaluates the recipe's arms, making the data sets they need first; what `results.json` holds."""
-    from defectgen.yolo.train import train_arms
+    """Trains and evaluates the recipe's arms, making the data sets they need first; what `results.json` holds.
 
+    Raises:
+        UsageError: `train_yolo.model` is a .pt file, which can run code when it is loaded, and is not trusted.
+    """
+    from defectgen.yolo.train import resolve_model, train_arms
+
+    model = resolve_model(recipe.train_yolo.model)
+    if model.endswith(".pt") and not trust_checkpoint:
+        raise UsageError(
+            f"train_yolo.model: {model} is a pickle, which can run any code when it is loaded; where you know where it "
+            "comes from, add --trust-checkpoint"
+        )
     with open_run(recipe, out, overwrite=overwrite):
         sources = read_sources(recipe, out)
         if not sources.test:

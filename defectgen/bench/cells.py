@@ -63,6 +63,7 @@ def run_bench(
     workers: int,
     progress: Progress,
     overwrite: bool = False,
+    trust_checkpoint: bool = False,
 ) -> dict[str, Any]:
     """Every cell of the bench, and the summary of all that `out` holds of this profile.
 
@@ -102,7 +103,9 @@ def run_bench(
             progress(f"{name}: {stage}", done, total, note)
 
         run = folder / f"k{k}" / f"seed{seed}"
-        results = run_train_yolo(cell, run, workers=workers, progress=report, overwrite=overwrite)
+        results = run_train_yolo(
+            cell, run, workers=workers, progress=report, overwrite=overwrite, trust_checkpoint=trust_checkpoint
+        )
         # Until a cell is done again, its rows stay: they say which arms it has.
         rows = [row for row in rows if (row["k"], row["seed"]) != (k, seed)]
         _refuse_others(rows, "test", results["test_sha256"], table)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
@@ -119,6 +120,13 @@ def _folders(data: Data, root: Path) -> dict[str, Path]:
     if not root.is_dir():
         raise DataError(f"data.root: no such folder {root}; correct it, or put the data there")
     folders = {field: root / getattr(data, field) for field in _FOLDERS if getattr(data, field) is not None}
+    for field in folders:
+        # A recipe of somebody else's reads what its root holds, and nothing that a user did not name.
+        if not Path(os.path.normpath(folders[field])).is_relative_to(os.path.normpath(root)):
+            raise DataError(
+                f"data.{field}: leads out of data.root ({root}), got {getattr(data, field)!r}; name a root that holds "
+                "all folders"
+            )
     missing = [
         f"data.{field}: no such folder {folder}; correct the name, or put the data there"
         for field, folder in folders.items()
