@@ -34,11 +34,40 @@ TINY = {
 }
 
 
+# Python runs it at the start of every process, workers included.
+NO_NETWORK = """
+import socket, sys
+
+def refuse(event, arguments):
+    if event == "socket.getaddrinfo" or (event == "socket.connect" and not isinstance(arguments[1], (str, bytes))):
+        with open({log!r}, "a") as file:
+            file.write(f"{{event}} {{arguments[1:]}} by {{sys.argv}}\\n")
+        raise OSError("there is no network in this test")
+
+sys.addaudithook(refuse)
+"""
+
+
 def program(*args: object, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """The command, in a process without a network, which asks for none."""
     command = [sys.executable, "-m", "defectgen", *map(str, args)]
-    # No proxy leads anywhere: whatever looks for the network fails.
-    offline = {"HTTPS_PROXY": "http://127.0.0.1:9", "HTTP_PROXY": "http://127.0.0.1:9"}
-    return subprocess.run(command, capture_output=True, text=True, check=False, cwd=cwd, env=os.environ | offline)
+    guard, log = cwd / ".guard", cwd / ".guard" / "asked.txt"
+    guard.mkdir(exist_ok=True)
+    (guard / "sitecustomize.py").write_text(NO_NETWORK.format(log=str(log)))
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=False, cwd=cwd, env=os.environ | {"PYTHONPATH": str(guard)}
+    )
+    assert not log.exists(), log.read_text()
+    return done
+
+
+def test_guard_sees_who_asks_for_the_network(tmp_path: Path) -> None:
+    program("--version", cwd=tmp_path)
+    code = "import socket; socket.create_connection(('127.0.0.1', 9))"
+    environment = os.environ | {"PYTHONPATH": str(tmp_path / ".guard")}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+    assert "there is no network in this test" in done.stderr
+    assert "socket.getaddrinfo" in (tmp_path / ".guard/asked.txt").read_text()
 
 
 def test_quickstart_gives_a_verified_set_and_three_judged_detectors(tmp_path: Path) -> None:
