@@ -1,0 +1,131 @@
+"""Stages as they run in a process of their own, to be killed, starved of disk, or started four at a time."""
+
+from __future__ import annotations
+
+import errno
+import multiprocessing
+import random
+import signal
+import time
+from collections.abc import Callable, Iterator
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+from defectgen.errors import DefectgenError
+from defectgen.recipe import Recipe
+
+# Its children have everything imported and nothing computed, so that they start in milliseconds.
+context = multiprocessing.get_context("forkserver")
+context.set_forkserver_preload(["nothing_lost", "defectgen.run", "defectgen.export", "diffusers", "torch", "cv2"])
+
+DONE, REFUSED, CRASHED = 0, 7, 1
+
+
+def silent(*report: Any) -> None:
+    """No progress."""
+
+
+def run_stage(stage: str, recipe: Recipe, out: Path, spoil: Callable[[], None] | None = None) -> None:
+    """The body of a child: exit code DONE, REFUSED with the message in `out`.txt, or CRASHED with a traceback there."""
+    import traceback
+
+    import cv2
+    import torch
+
+    torch.set_num_threads(1)
+    cv2.setNumThreads(1)
+    import defectgen.dataset.screen
+    import defectgen.run as running
+    import defectgen.studio
+
+    # As in the tests' own process: seconds instead of half a minute.
+    defectgen.dataset.screen.TRAINING_STEPS = 4
+    defectgen.studio.NUM_CLEAN_CROPS = 60
+
+    def in_this_process(job: Any, indexes: list[int], workers: int) -> Iterator[Any]:
+        return (job.make(index) for index in indexes)
+
+    running._in_workers = in_this_process
+    try:
+        if spoil is not None:
+            spoil()
+        if stage == "fit":
+            running.run_fit(recipe, out, progress=silent)
+        elif stage == "synth":
+            running.run_synth(recipe, out, workers=1, progress=silent)
+        else:
+            from defectgen.export import export
+
+            export(running.read_sources(recipe, out), out / "exported", "coco", progress=silent, overwrite=True)
+    except (DefectgenError, OSError) as error:
+        # What the command line makes one message of.
+        out.with_suffix(".txt").write_text(str(error))
+        raise SystemExit(REFUSED) from None
+    except BaseException:
+        out.with_suffix(".txt").write_text(traceback.format_exc())
+        raise SystemExit(CRASHED) from None
+
+
+def start(stage: str, recipe: Recipe, out: Path, spoil: Callable[[], None] | None = None) -> BaseProcess:
+    process = context.Process(target=run_stage, args=(stage, recipe, out, spoil))
+    process.start()
+    return process
+
+
+def finish(stage: str, recipe: Recipe, out: Path) -> float:
+    """Runs it to its end; seconds.
+
+    Raises:
+        AssertionError: it did not end well.
+    """
+    began = time.monotonic()
+    process = start(stage, recipe, out)
+    process.join()
+    message = out.with_suffix(".txt")
+    assert process.exitcode == DONE, message.read_text() if message.exists() else process.exitcode
+    return time.monotonic() - began
+
+
+def kill_after(seconds: float, stage: str, recipe: Recipe, out: Path) -> bool:
+    """Whether it was still at work then."""
+    process = start(stage, recipe, out)
+    process.join(seconds)
+    process.kill()
+    process.join()
+    return process.exitcode == -signal.SIGKILL
+
+
+class FailingWrites:
+    """From the `first` write or move on, every `every`th fails as a dying disk does."""
+
+    def __init__(self, first: int, every: int) -> None:
+        self.first, self.every = first, every
+
+    def __call__(self) -> None:
+        count = 0
+        plain_write, plain_replace, plain_rename = Path.write_bytes, Path.replace, Path.rename
+
+        def strike(path: Path) -> None:
+            nonlocal count
+            count += 1
+            if count >= self.first and (count - self.first) % self.every == 0:
+                raise OSError(errno.EIO, "Input/output error", str(path))
+
+        def write(path: Path, data: bytes) -> int:
+            strike(path)
+            return plain_write(path, data)
+
+        def replace(path: Path, target: Any) -> Path:
+            strike(path)
+            return plain_replace(path, target)
+
+        def rename(path: Path, target: Any) -> Path:
+            strike(path)
+            return plain_rename(path, target)
+
+        Path.write_bytes, Path.replace, Path.rename = write, replace, rename  # type: ignore[method-assign,assignment]
+
+
+def moments(count: int, seconds: float, seed: int) -> list[float]:
+    return [random.Random(f"{seed} {number}").uniform(0, seconds) for number in range(count)]

@@ -1,0 +1,216 @@
+"""Killed, out of disk, with failing writes, four at a time: run again, every stage ends at the same bytes."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from nothing_lost import DONE, REFUSED, FailingWrites, finish, kill_after, moments, start
+
+from defectgen.errors import DataError
+from defectgen.images import read_rgb
+from defectgen.recipe import Recipe
+
+# How often: in the default tests, and with -m torture.
+FEW, MANY = 2, 34
+STAGES = {"fit": "generator", "synth": "dataset", "export": "exported"}
+
+
+@pytest.fixture(scope="module")
+def recipe(toys: Any) -> Recipe:
+    made: Recipe = toys.recipe(synth={"num_images": 6})
+    return made
+
+
+@pytest.fixture(scope="module")
+def whole(recipe: Recipe, tmp_path_factory: pytest.TempPathFactory, toys: Any) -> tuple[Path, dict[str, float]]:
+    """A run folder in which every stage ended, and the seconds that each took."""
+    # The first child waits for the imports.
+    finish("fit", recipe, tmp_path_factory.mktemp("first") / "run")
+    out = tmp_path_factory.mktemp("whole") / "run"
+    return out, {stage: finish(stage, recipe, out) for stage in STAGES}
+
+
+@pytest.fixture
+def before(whole: tuple[Path, dict[str, float]], tmp_path: Path) -> Any:
+    """Makes a run folder in which all stages before one have ended."""
+
+    def prepare(stage: str, where: Path = tmp_path) -> Path:
+        out = where / "run"
+        shutil.rmtree(out, ignore_errors=True)
+        shutil.copytree(whole[0], out)
+        for later in list(STAGES)[list(STAGES).index(stage) :]:
+            shutil.rmtree(out / STAGES[later])
+        return out
+
+    return prepare
+
+
+def content(out: Path, stage: str, toys: Any) -> dict[str, bytes]:
+    """Bytes of what the stage made, but for the seconds that fitting took."""
+    tree: dict[str, bytes] = toys.read_tree(out / STAGES[stage])
+    return {name: re.sub(rb'"seconds": [\d.]+', b"", data) for name, data in tree.items()}
+
+
+def assert_nothing_torn(out: Path) -> None:
+    """Every file under a final name is whole; what is being written has a name of its own."""
+    for path in out.rglob("*"):
+        if not path.is_file() or any(part.startswith(".") for part in path.relative_to(out).parts):
+            continue
+        if path.suffix in (".png", ".jpg"):
+            try:
+                read_rgb(path)
+            except DataError as error:
+                pytest.fail(str(error))
+        elif path.suffix == ".json":
+            json.loads(path.read_text())
+        elif path.suffix == ".jsonl":
+            assert all(json.loads(line) for line in path.read_text().splitlines())
+
+
+def kill_and_go_on(stage: str, count: int, recipe: Recipe, whole: Any, before: Any, toys: Any) -> None:
+    expected = content(whole[0], stage, toys)
+    killed = 0
+    for moment in moments(count, whole[1][stage], seed=1):
+        out = before(stage)
+        # Twice: what goes on can be killed, too.
+        for part in (moment, moment / 2):
+            killed += kill_after(part, stage, recipe, out)
+            assert_nothing_torn(out)
+        finish(stage, recipe, out)
+        assert content(out, stage, toys) == expected
+    assert killed >= count
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_killed_a_few_times(stage: str, recipe: Recipe, whole: Any, before: Any, toys: Any) -> None:
+    kill_and_go_on(stage, FEW, recipe, whole, before, toys)
+
+
+@pytest.mark.torture
+@pytest.mark.parametrize("stage", STAGES)
+def test_killed_a_hundred_times(stage: str, recipe: Recipe, whole: Any, before: Any, toys: Any) -> None:
+    kill_and_go_on(stage, MANY, recipe, whole, before, toys)
+
+
+def starve_and_go_on(stage: str, count: int, recipe: Recipe, whole: Any, before: Any, toys: Any, disk: Any) -> None:
+    expected = content(whole[0], stage, toys)
+    made = sum(path.stat().st_size for path in (whole[0] / STAGES[stage]).rglob("*") if path.is_file())
+    failed = 0
+    for number in range(count):
+        template = before(stage)
+        there = sum(path.stat().st_size for path in template.rglob("*") if path.is_file())
+        # From nothing left to nearly enough; every file takes whole pages.
+        mounted = disk(there + 4096 * 80 + made * number // count)
+        out = Path(shutil.copytree(template, mounted / "run"))
+        process = start(stage, recipe, out)
+        process.join()
+        if process.exitcode != DONE:
+            failed += 1
+            assert process.exitcode == REFUSED, f"size {number}: exit code {process.exitcode}"
+        assert_nothing_torn(out)
+        rescued = Path(shutil.copytree(out, template.parent / f"rescued{number}"))
+        finish(stage, recipe, rescued)
+        assert content(rescued, stage, toys) == expected
+        shutil.rmtree(rescued)
+    assert failed >= count // 2
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Any]:
+    """A disk of so many bytes, where this user may mount one."""
+    mounted: list[Path] = []
+
+    def mount(size: int) -> Path:
+        unmount()
+        place = tmp_path / f"disk{size}"
+        place.mkdir(exist_ok=True)
+        command = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(place)]
+        if shutil.which("mount") is None or subprocess.run(command, capture_output=True).returncode != 0:
+            pytest.skip("this user may not mount a small disk")
+        mounted.append(place)
+        return place
+
+    def unmount() -> None:
+        while mounted:
+            subprocess.run(["umount", str(mounted.pop())], check=True)
+
+    yield mount
+    unmount()
+
+
+@pytest.mark.parametrize("stage", ["fit", "synth"])
+def test_disk_is_full(stage: str, recipe: Recipe, whole: Any, before: Any, toys: Any, disk: Any) -> None:
+    starve_and_go_on(stage, FEW, recipe, whole, before, toys, disk)
+
+
+@pytest.mark.torture
+@pytest.mark.parametrize("stage", ["fit", "synth"])
+def test_disk_is_full_at_25_sizes(stage: str, recipe: Recipe, whole: Any, before: Any, toys: Any, disk: Any) -> None:
+    starve_and_go_on(stage, 25, recipe, whole, before, toys, disk)
+
+
+def fail_and_go_on(stage: str, count: int, recipe: Recipe, whole: Any, before: Any, toys: Any) -> None:
+    expected = content(whole[0], stage, toys)
+    refused = 0
+    for first in range(1, count + 1):
+        out = before(stage)
+        process = start(stage, recipe, out, FailingWrites(first, 3))
+        process.join()
+        refused += process.exitcode == REFUSED
+        assert process.exitcode in (DONE, REFUSED), out.with_suffix(".txt").read_text()
+        assert_nothing_torn(out)
+        finish(stage, recipe, out)
+        assert content(out, stage, toys) == expected
+    assert refused >= min(count, 3) - 1
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_writes_fail(stage: str, recipe: Recipe, whole: Any, before: Any, toys: Any) -> None:
+    fail_and_go_on(stage, FEW, recipe, whole, before, toys)
+
+
+@pytest.mark.torture
+@pytest.mark.parametrize("stage", STAGES)
+def test_every_nth_write_fails(stage: str, recipe: Recipe, whole: Any, before: Any, toys: Any) -> None:
+    fail_and_go_on(stage, 25, recipe, whole, before, toys)
+
+
+def four_at_once(rounds: int, recipe: Recipe, whole: Any, before: Any, toys: Any) -> None:
+    expected = content(whole[0], "synth", toys)
+    for _ in range(rounds):
+        out = before("synth")
+        processes = [start("synth", recipe, out) for _ in range(4)]
+        for process in processes:
+            process.join()
+        codes = sorted(int(process.exitcode or 0) for process in processes)
+        assert codes[0] == DONE and set(codes) <= {DONE, REFUSED}
+        if REFUSED in codes:
+            assert "is in use by" in out.with_suffix(".txt").read_text()
+        assert content(out, "synth", toys) == expected
+        assert_nothing_torn(out)
+
+
+def test_four_processes_on_one_folder(recipe: Recipe, whole: Any, before: Any, toys: Any) -> None:
+    four_at_once(FEW, recipe, whole, before, toys)
+
+
+@pytest.mark.torture
+def test_four_processes_on_one_folder_twenty_times(recipe: Recipe, whole: Any, before: Any, toys: Any) -> None:
+    four_at_once(20, recipe, whole, before, toys)
+
+
+def test_read_only_folder_is_one_message(recipe: Recipe, whole: Any, tmp_path: Path) -> None:
+    if os.geteuid() == 0:
+        pytest.skip("root may write anywhere")
+    (tmp_path / "locked").mkdir(mode=0o500)
+    process = start("fit", recipe, tmp_path / "locked/run")
+    process.join()
+    assert process.exitcode == REFUSED
