@@ -108,7 +108,7 @@ def sentences(summary: dict[str, Any]) -> list[str]:
         if of_k["worth"] and of_k["verdict"]["finding"] == "helps":
             mean, low, high = (of_k["worth"][end] for end in ("mean", "low", "high"))
             line += f" Worth {'' if mean['at_least'] else 'about '}{_defects(mean)} more real defects per class"
-            line += "." if low is None else f" (95 % interval: {_defects(low)} to {_defects(high)})."
+            line += "." if low is None else f" (95 % interval of the gain: {_defects(low)} to {_defects(high)})."
         lines.append(line)
     return lines
 

@@ -93,10 +93,10 @@ def test_worth_in_real_defects_is_read_off_the_real_curve() -> None:
 def test_worth_is_in_the_sentence_with_its_interval() -> None:
     curve = rows(5, real=(0.1, 0.1)) + rows(10, real=(0.15, 0.15)) + rows(20, real=(0.25, 0.25))
     sure = sentences(summarise(curve + rows(5, own=(0.2, 0.2)), num_test_images=9))[0]
-    assert sure.endswith("Worth about 10 more real defects per class (95 % interval: 10 to 10).")
+    assert sure.endswith("Worth about 10 more real defects per class (95 % interval of the gain: 10 to 10).")
     # A gain of 10 points, give or take 12.7 * 0.5.
     spread = sentences(summarise(curve + rows(5, own=(0.195, 0.205)), num_test_images=9))[0]
-    assert spread.endswith("Worth about 10 more real defects per class (95 % interval: 4 to over 15).")
+    assert spread.endswith("Worth about 10 more real defects per class (95 % interval of the gain: 4 to over 15).")
 
 
 def test_sets_are_described_beside_the_verdict_with_the_copies_to_read_them_by() -> None:
