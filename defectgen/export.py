@@ -18,7 +18,7 @@ from defectgen.images import encode_image, is_plain, read_rgb
 from defectgen.records import Annotation, LabelledImage, Polygon, Sources
 from defectgen.seeds import numpy_rng
 from defectgen.studio import Progress
-from defectgen.yolo.tiles import cut_tiles, label_text
+from defectgen.yolo.tiles import Task, cut_tiles, label_text
 
 # A crop for classification shows this much more than the defect's longest side, and no less than so many pixels.
 CROP_FACTOR, CROP_PX = 1.5, 32
@@ -134,33 +134,16 @@ def _write_image(item: _Item, folder: Path) -> None:
         target.write_bytes(encode_image(read_rgb(item.image.path), "png"))
 
 
-def _yolo(rows_of: Callable[[LabelledImage], str]) -> _Writer:
+def _yolo(task: Task) -> _Writer:
     def write(split: _Split, out: Path, progress: Progress) -> None:
         labels = out / split.name / "labels"
         labels.mkdir(parents=True)
         for item in _each(split, progress):
             _write_image(item, out / split.name / "images")
-            (labels / f"{item.stem}.txt").write_text(rows_of(item.image), encoding="utf-8")
+            (tile,) = cut_tiles(item.image.annotations, item.image.size_wh, None)
+            (labels / f"{item.stem}.txt").write_text(label_text(tile, task), encoding="utf-8")
 
     return write
-
-
-def _box_or_outline_rows(segment: bool) -> Callable[[LabelledImage], str]:
-    def rows(image: LabelledImage) -> str:
-        (tile,) = cut_tiles(image.annotations, image.size_wh, None)
-        return label_text(tile, segment=segment)
-
-    return rows
-
-
-def _obb_rows(image: LabelledImage) -> str:
-    """`class x1 y1 x2 y2 x3 y3 x4 y4`: the smallest rectangle around each outline, corners as fractions."""
-    width, height = image.size_wh
-    rows = []
-    for mark in image.annotations:
-        corners = cv2.boxPoints(cv2.minAreaRect(np.array(_outline(mark), np.float32)))
-        rows.append(f"{mark.class_id} " + " ".join(f"{x / width:.6f} {y / height:.6f}" for x, y in corners.tolist()))
-    return "".join(f"{row}\n" for row in rows)
 
 
 def _write_data_yaml(splits: Sequence[_Split], out: Path) -> None:
@@ -292,9 +275,9 @@ def _rounded(values: Sequence[float]) -> list[float]:
 
 
 FORMATS: dict[str, _Writer] = {
-    "yolo": _yolo(_box_or_outline_rows(segment=False)),
-    "yolo-seg": _yolo(_box_or_outline_rows(segment=True)),
-    "yolo-obb": _yolo(_obb_rows),
+    "yolo": _yolo("detect"),
+    "yolo-seg": _yolo("segment"),
+    "yolo-obb": _yolo("obb"),
     "yolo-cls": _classify,
     "coco": _coco,
     "masks": _masks,

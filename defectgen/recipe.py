@@ -191,7 +191,7 @@ class Labels(Section):
     """How a label follows from what changed."""
 
     task: Literal["auto", "detect", "segment"] = Field(
-        "auto", description="detect: boxes. segment: polygons. auto: detect, segment for a -seg model."
+        "auto", description="detect: boxes. segment: polygons. auto: detect, segment for a -seg or -obb model."
     )
     margin: Literal["auto", "tight"] = Field(
         "auto", description="auto: boxes keep the annotators' margin around the visible defect; tight: none."

@@ -53,7 +53,9 @@ def task_of(recipe: Recipe) -> Task:
     """Boxes or polygons, as the recipe says or its detector needs."""
     if recipe.labels.task != "auto":
         return recipe.labels.task
-    return "segment" if "-seg" in Path(recipe.train_yolo.model).name else "detect"
+    from defectgen.yolo.arms import task_of_model
+
+    return "detect" if task_of_model(recipe.train_yolo.model) == "detect" else "segment"
 
 
 @contextmanager

@@ -80,7 +80,7 @@ def _write_images(plan: Plan, samples: Iterable[Sample], folder: Path) -> None:
         assert pixels is not None
         x1, y1, x2, y2 = sample.tile.xyxy
         (beside / "images" / f"{sample.stem}.png").write_bytes(encode_image(pixels[y1:y2, x1:x2], "png"))
-        (beside / "labels" / f"{sample.stem}.txt").write_text(label_text(sample.tile, segment=plan.segment))
+        (beside / "labels" / f"{sample.stem}.txt").write_text(label_text(sample.tile, plan.task))
     shutil.rmtree(folder, ignore_errors=True)
     beside.rename(folder)
 

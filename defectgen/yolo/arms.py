@@ -24,7 +24,7 @@ from defectgen.recipe import Arm, TrainYolo
 from defectgen.records import LabelledImage, Sources
 from defectgen.seeds import numpy_rng
 from defectgen.yolo.folder import read_yolo_folder
-from defectgen.yolo.tiles import Tile, cut_tiles, label_text
+from defectgen.yolo.tiles import Task, Tile, cut_tiles, label_text
 
 # Arms without a synthetic set: of the budget, and of all real training images.
 REAL_ALONE = ("real", "full-real")
@@ -97,7 +97,7 @@ class Plan:
     test: tuple[Sample, ...]
     clean_stems: tuple[str, ...]
     num_clean_images: int
-    segment: bool
+    task: Task
     file_sha256: dict[Path, str]
 
     def entries(self, counts: Iterable[tuple[Sample, int]]) -> list[dict[str, Any]]:
@@ -109,7 +109,7 @@ class Plan:
                 "source": str(sample.image.path),
                 "source_sha256": self.file_sha256[sample.image.path],
                 "tile_xyxy": list(sample.tile.xyxy),
-                "labels": label_text(sample.tile, segment=self.segment).splitlines(),
+                "labels": label_text(sample.tile, self.task).splitlines(),
                 "count": count,
             }
             for sample, count in counts
@@ -126,9 +126,10 @@ def arm_slug(name: str) -> str:
     return name.replace("+", "-")
 
 
-def is_segment(model: str) -> bool:
-    """Whether a model name asks for outlines (-seg) rather than boxes."""
-    return Path(model).stem.endswith("-seg")
+def task_of_model(model: str) -> Task:
+    """What a model of that name finds: boxes, outlines (-seg) or oriented boxes (-obb)."""
+    stem = Path(model).stem
+    return "segment" if stem.endswith("-seg") else "obb" if stem.endswith("-obb") else "detect"
 
 
 def plan_arms(*, config: TrainYolo, sources: Sources, synthetic: dict[str, Path], seed: int) -> Plan:
@@ -136,10 +137,10 @@ def plan_arms(*, config: TrainYolo, sources: Sources, synthetic: dict[str, Path]
 
     Raises:
         DataError: no real defect, no test defect, a synthetic set missing, empty or with wrong labels, an outline
-            missing for a -seg model, or a test image that is a training image.
+            missing for a -seg or -obb model, or a test image that is a training image.
     """
-    segment = is_segment(config.model)
-    _check_sources(sources, segment=segment, arms=config.arms)
+    task = task_of_model(config.model)
+    _check_sources(sources, outlines=task != "detect", arms=config.arms)
     real, background = _split(_samples(sources.train, "real", config.tile_px))
     if not real:
         raise DataError("train-yolo: the real training images carry no label; check data.train_labels")
@@ -153,7 +154,7 @@ def plan_arms(*, config: TrainYolo, sources: Sources, synthetic: dict[str, Path]
             continue
         if name not in synthetic:
             raise DataError(f"train_yolo.arms: {name} needs a synthetic data set; make it first, or leave the arm out")
-        images = read_yolo_folder(synthetic[name], class_names=sources.class_names, segment=segment)
+        images = read_yolo_folder(synthetic[name], class_names=sources.class_names, outlines=task != "detect")
         synthetic_samples[name], _ = _split(_samples(images, "synthetic", config.tile_px))
         if not synthetic_samples[name]:
             raise DataError(f"{synthetic[name]}: holds no labelled image for arm {name}; make the data set again")
@@ -180,7 +181,7 @@ def plan_arms(*, config: TrainYolo, sources: Sources, synthetic: dict[str, Path]
         test=(*test, *test_clean),
         clean_stems=tuple(sample.stem for sample in test_clean),
         num_clean_images=len(sources.test_clean),
-        segment=segment,
+        task=task,
         file_sha256={path: sha256_file(path) for path in sorted({sample.image.path for sample in every})},
     )
     _check_no_leak(plan)
@@ -272,7 +273,7 @@ def _split(samples: Iterable[Sample]) -> tuple[list[Sample], list[Sample]]:
     return defective, background
 
 
-def _check_sources(sources: Sources, *, segment: bool, arms: Sequence[str]) -> None:
+def _check_sources(sources: Sources, *, outlines: bool, arms: Sequence[str]) -> None:
     if not sources.train:
         raise DataError(
             "train-yolo: no real defective training image; check data.train_images, data.max_images and data.per_class"
@@ -282,13 +283,13 @@ def _check_sources(sources: Sources, *, segment: bool, arms: Sequence[str]) -> N
             "train-yolo: the test set is empty, so no arm can be judged; name data.test_images, or hold "
             "groups out with data.test_groups"
         )
-    if not segment:
+    if not outlines:
         return
     for image in (*(sources.train_pool if "full-real" in arms else sources.train), *sources.test):
         if any(annotation.polygon is None for annotation in image.annotations):
             raise DataError(
-                f"{image.path}: has boxes without an outline, which a -seg model cannot learn from; "
-                "annotate outlines, or set train_yolo.model without -seg"
+                f"{image.path}: has boxes without an outline, which a -seg or -obb model cannot learn "
+                "from; annotate outlines, or set train_yolo.model to a model for boxes"
             )
 
 

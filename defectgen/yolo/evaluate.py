@@ -70,10 +70,11 @@ def evaluate(
     for comparing.
     """
     from ultralytics.models.yolo.detect import DetectionValidator
+    from ultralytics.models.yolo.obb import OBBValidator
     from ultralytics.models.yolo.segment import SegmentationValidator
 
     detections: dict[str, list[np.ndarray]] = {}
-    base = SegmentationValidator if task == "segment" else DetectionValidator
+    base = {"detect": DetectionValidator, "segment": SegmentationValidator, "obb": OBBValidator}[task]
 
     class KeepingValidator(base):  # type: ignore[misc, valid-type]
         """Keeps each file's detections, which `get_stats` drops after use."""

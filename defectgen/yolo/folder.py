@@ -12,7 +12,7 @@ from defectgen.images import list_images, size_wh
 from defectgen.records import Annotation, LabelledImage
 
 
-def read_yolo_folder(folder: Path, *, class_names: Sequence[str], segment: bool) -> list[LabelledImage]:
+def read_yolo_folder(folder: Path, *, class_names: Sequence[str], outlines: bool) -> list[LabelledImage]:
     """The images of a YOLO data set with their labels; polygon rows keep their outline and give their box.
 
     Raises:
@@ -34,7 +34,7 @@ def read_yolo_folder(folder: Path, *, class_names: Sequence[str], segment: bool)
             continue
         for number, row in enumerate(rows, 1):
             try:
-                annotations.append(_parse_row(row.split(), wh, num_classes=len(class_names), segment=segment))
+                annotations.append(_parse_row(row.split(), wh, num_classes=len(class_names), outlines=outlines))
             except ValueError as error:
                 faults.append(f"{label_path}: line {number}: {error}, got {row[:60]!r}")
         images.append(LabelledImage(path, name.as_posix(), wh, "", tuple(annotations)))
@@ -43,7 +43,7 @@ def read_yolo_folder(folder: Path, *, class_names: Sequence[str], segment: bool)
     return images
 
 
-def _parse_row(fields: list[str], wh: tuple[int, int], *, num_classes: int, segment: bool) -> Annotation:
+def _parse_row(fields: list[str], wh: tuple[int, int], *, num_classes: int, outlines: bool) -> Annotation:
     """Raises: ValueError saying what is wrong with the row."""
     class_id, values = int(fields[0]) if fields else -1, [float(value) for value in fields[1:]]
     if not 0 <= class_id < num_classes:
@@ -51,8 +51,8 @@ def _parse_row(fields: list[str], wh: tuple[int, int], *, num_classes: int, segm
     if not all(math.isfinite(value) for value in values):
         raise ValueError("every coordinate must be a finite number")
     if len(values) == 4:
-        if segment:
-            raise ValueError("a -seg model needs an outline (labels.task: segment)")
+        if outlines:
+            raise ValueError("a -seg or -obb model needs an outline (labels.task: segment)")
         return Annotation(class_id, xyxy_from_yolo(values, wh))
     if len(values) < 6 or len(values) % 2:
         raise ValueError("a row must be a class and 4 box values, or a class and at least 3 points")

@@ -9,10 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
+
+import cv2
+import numpy as np
 
 from defectgen.boxes import area, clip_xyxy, yolo_from_xyxy
 from defectgen.records import XYXY, Annotation, Polygon
 
+Task = Literal["detect", "segment", "obb"]
 MIN_INSIDE = 0.4
 SLIVER = 0.05
 
@@ -101,15 +106,19 @@ def clip_polygon(polygon: Polygon, xyxy: XYXY) -> Polygon:
     return tuple(points) if len(points) >= 3 else ()
 
 
-def label_text(tile: Tile, *, segment: bool) -> str:
-    """The tile's label file: YOLO box rows, or polygon rows for `segment`; "" for a clean tile."""
+def label_text(tile: Tile, task: Task) -> str:
+    """The tile's label file, "" for a clean tile: YOLO rows of boxes for `detect`, of outlines for `segment`, of the
+    corners of the smallest rectangle around each outline for `obb`.
+    """
     rows = []
     for label in tile.labels:
-        if segment:
-            outline = label.polygon or _corners(label.xyxy)
-            values = [value for x, y in outline for value in (x / tile.size_wh[0], y / tile.size_wh[1])]
-        else:
+        if task == "detect":
             values = list(yolo_from_xyxy(label.xyxy, tile.size_wh))
+        else:
+            outline = label.polygon or _corners(label.xyxy)
+            if task == "obb":
+                outline = cv2.boxPoints(cv2.minAreaRect(np.array(outline, np.float32))).tolist()
+            values = [value for x, y in outline for value in (x / tile.size_wh[0], y / tile.size_wh[1])]
         rows.append(" ".join([str(label.class_id), *(f"{value:.6f}" for value in values)]))
     return "".join(f"{row}\n" for row in rows)
 

@@ -24,14 +24,14 @@ from defectgen.recipe import TrainYolo
 from defectgen.records import Sources
 from defectgen.seeds import derive_seed
 from defectgen.yolo.arm_files import Progress, read_json, to_json, write_arm, write_test
-from defectgen.yolo.arms import ArmPlan, Plan, arm_slug, is_segment, plan_arms
+from defectgen.yolo.arms import ArmPlan, Plan, arm_slug, plan_arms, task_of_model
 from defectgen.yolo.environment import worker_environment
 from defectgen.yolo.results import collect_results
 
 # Raised when a change of the worker makes earlier results incomparable.
 _JOB_VERSION = 4
 _LOG_LINES_SHOWN = 12
-_YAML_MODEL = re.compile(r"yolo11[nsmlx](-seg)?\.yaml")
+_YAML_MODEL = re.compile(r"yolo11[nsmlx](-seg|-obb)?\.yaml")
 
 
 def train_arms(
@@ -128,7 +128,8 @@ def resolve_model(model: str) -> str:
         return str(path)
     if not _YAML_MODEL.fullmatch(model):
         raise UsageError(
-            "train_yolo.model: must be yolo11n.yaml (or s, m, l, x; -seg for outlines) or a local .pt file, "
+            "train_yolo.model: must be yolo11n.yaml (or s, m, l, x; -seg for outlines, -obb for oriented "
+            "boxes) or a local .pt file, "
             f"got {model!r}"
         )
     return model
@@ -148,7 +149,7 @@ def _job(
     folder = out / arm.slug
     return {
         "version": _JOB_VERSION,
-        "task": "segment" if is_segment(config.model) else "detect",
+        "task": task_of_model(config.model),
         "model": model,
         "data": str(folder / "data.yaml"),
         "save_dir": str(folder / f"seed{index}"),

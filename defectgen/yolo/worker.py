@@ -46,8 +46,8 @@ def run_job(job: dict[str, Any], emit: Emit) -> dict[str, Any]:
     ultralytics.settings.update(dict.fromkeys(known, False))
     if job["model"].endswith(".pt") and (task := ultralytics.YOLO(job["model"]).task) != job["task"]:
         raise SystemExit(
-            f"{job['model']}: is a model for {task}, not for {job['task']}; the file name of an outline model must end "
-            "in -seg.pt, that of a box model must not"
+            f"{job['model']}: is a model for {task}, not for {job['task']}; the file name must end in -seg.pt for "
+            "outlines, in -obb.pt for oriented boxes, and in neither for boxes"
         )
     device, precision = choose_device(job.get("precision", "auto"))
     emit({"event": "start", "device": device, "precision": precision, "threads": num_threads(os.environ)})
@@ -88,10 +88,11 @@ def choose_device(precision: str) -> tuple[str, str]:
 
 def _train(job: dict[str, Any], *, device: str, precision: str, emit: Emit) -> dict[str, Any]:
     from ultralytics.models.yolo.detect import DetectionTrainer
+    from ultralytics.models.yolo.obb import OBBTrainer
     from ultralytics.models.yolo.segment import SegmentationTrainer
     from ultralytics.utils.torch_utils import strip_optimizer
 
-    base = SegmentationTrainer if job["task"] == "segment" else DetectionTrainer
+    base = {"detect": DetectionTrainer, "segment": SegmentationTrainer, "obb": OBBTrainer}[job["task"]]
 
     class ArmTrainer(base):  # type: ignore[misc, valid-type]
         """Trains to the last iteration and keeps the last weights: the test set is not looked at meanwhile."""

@@ -21,6 +21,19 @@ def test_every_pixel_is_in_a_tile(length, side):
     assert covered == set(range(length))
 
 
+def test_oriented_box_is_the_smallest_around_the_outline():
+    # A square standing on its corner, with a dent in one side: the square is around it.
+    outline = ((50, 30), (70, 50), (50, 70), (45, 50), (30, 50))
+    tile = Tile((0, 0, 100, 100), (Annotation(0, (30, 30, 70, 70), outline),))
+    class_id, *values = (float(value) for value in label_text(tile, "obb").split())
+    corners = sorted(zip(values[::2], values[1::2], strict=True))
+    assert class_id == 0
+    for corner, expected in zip(corners, [(0.3, 0.5), (0.5, 0.3), (0.5, 0.7), (0.7, 0.5)], strict=True):
+        assert corner == pytest.approx(expected, abs=1e-4)
+    box = Tile((0, 0, 100, 100), (Annotation(0, (10, 20, 30, 60)),))
+    assert len(label_text(box, "obb").split()) == 9
+
+
 def test_no_tile_side_gives_the_whole_image():
     annotation = Annotation(1, (10, 20, 30, 40))
     assert cut_tiles([annotation], (100, 50), None) == [Tile((0, 0, 100, 50), (annotation,))]
@@ -81,14 +94,14 @@ def test_polygon_outside_vanishes():
 
 def test_label_rows_are_fractions_of_the_tile():
     tile = Tile((320, 0, 640, 160), (Annotation(3, (80, 40, 160, 120)),))
-    assert label_text(tile, segment=False) == "3 0.375000 0.500000 0.250000 0.500000\n"
-    assert label_text(Tile((0, 0, 8, 8)), segment=False) == ""
+    assert label_text(tile, "detect") == "3 0.375000 0.500000 0.250000 0.500000\n"
+    assert label_text(Tile((0, 0, 8, 8)), "detect") == ""
 
 
 def test_polygon_rows_for_a_segmentation_model():
     tile = Tile((0, 0, 100, 50), (Annotation(1, (10, 10, 50, 25), ((10, 10), (50, 10), (50, 25))),))
-    assert label_text(tile, segment=True) == "1 0.100000 0.200000 0.500000 0.200000 0.500000 0.500000\n"
-    assert label_text(tile, segment=False).split() == ["1", *(f"{v:.6f}" for v in (0.3, 0.35, 0.4, 0.3))]
+    assert label_text(tile, "segment") == "1 0.100000 0.200000 0.500000 0.200000 0.500000 0.500000\n"
+    assert label_text(tile, "detect").split() == ["1", *(f"{v:.6f}" for v in (0.3, 0.35, 0.4, 0.3))]
 
 
 @pytest.mark.parametrize("side", [None, 64])

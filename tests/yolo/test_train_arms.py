@@ -30,6 +30,7 @@ def test_other_models_are_refused(model):
 def test_every_size_is_accepted(size):
     assert resolve_model(f"yolo11{size}.yaml") == f"yolo11{size}.yaml"
     assert resolve_model(f"yolo11{size}-seg.yaml") == f"yolo11{size}-seg.yaml"
+    assert resolve_model(f"yolo11{size}-obb.yaml") == f"yolo11{size}-obb.yaml"
 
 
 def test_worker_is_offline_and_no_rank_of_a_launcher(tmp_path):
@@ -153,14 +154,14 @@ def test_failing_worker_shows_the_end_of_its_log(tmp_path, make_sources):
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("model", ["yolo11n.yaml", "yolo11n-seg.yaml"])
+@pytest.mark.parametrize("model", ["yolo11n.yaml", "yolo11n-seg.yaml", "yolo11n-obb.yaml"])
 def test_arms_are_trained_evaluated_and_kept(tmp_path, make_sources, make_synthetic, model):
     segment = "-seg" in model
-    rows = "0 0.375 0.375 0.625 0.375 0.625 0.625\n" if segment else "0 0.5 0.5 0.25 0.25\n"
+    rows = "0 0.375 0.375 0.625 0.375 0.625 0.625\n" if model != "yolo11n.yaml" else "0 0.5 0.5 0.25 0.25\n"
     config = TrainYolo(model=model, arms=["real", "real+defectgen"], imgsz=64, iterations=5, batch=4)
     arguments = {
         "config": config,
-        "sources": make_sources(tmp_path / "sources", polygons=segment),
+        "sources": make_sources(tmp_path / "sources", polygons=model != "yolo11n.yaml"),
         "synthetic": {"real+defectgen": make_synthetic(tmp_path / "set", 3, rows=rows)},
         "out": tmp_path / "yolo",
         "seed": 0,
@@ -191,7 +192,7 @@ def test_arms_are_trained_evaluated_and_kept(tmp_path, make_sources, make_synthe
 
     lines.clear()
     changed = {**arguments, "config": config.model_copy(update={"learning_rate": 0.001, "arms": ["real"]})}
-    if not segment:
+    if model == "yolo11n.yaml":
         train_arms(**changed, progress=lines.append)
         assert "real, seed0: already trained" not in lines and any("evaluating" in line for line in lines)
 
