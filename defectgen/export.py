@@ -18,10 +18,8 @@ from defectgen.images import encode_image, is_plain, read_rgb
 from defectgen.records import Annotation, LabelledImage, Polygon, Sources
 from defectgen.seeds import numpy_rng
 from defectgen.studio import Progress
-from defectgen.yolo.tiles import Task, cut_tiles, label_text
+from defectgen.yolo.tiles import CROP_PX, Task, crop_side, crop_tiles, cut_tiles, label_text, square
 
-# A crop for classification shows this much more than the defect's longest side, and no less than so many pixels.
-CROP_FACTOR, CROP_PX = 1.5, 32
 CLEAN_CLASS = "clean"
 
 
@@ -158,7 +156,7 @@ def _write_data_yaml(splits: Sequence[_Split], out: Path) -> None:
 
 def _classify(split: _Split, out: Path, progress: Progress) -> None:
     """A folder per class with a square crop per defect, and `clean` with one per clean image, of the median size."""
-    sides = [_crop_side(mark) for item in split.items for mark in item.image.annotations]
+    sides = [crop_side(mark) for item in split.items for mark in item.image.annotations]
     median = int(np.median(sides)) if sides else CROP_PX
     if CLEAN_CLASS in split.class_names:
         raise DataError(f"export: a class is called {CLEAN_CLASS!r}, as crops of clean product are; rename it")
@@ -168,25 +166,16 @@ def _classify(split: _Split, out: Path, progress: Progress) -> None:
         (out / split.name / name).mkdir(parents=True)
     for item in _each(split, progress):
         pixels = read_rgb(item.image.path)
-        height, width = pixels.shape[:2]
-        crops: list[tuple[str, float, float, int]] = []
-        for mark in item.image.annotations:
-            x1, y1, x2, y2 = mark.xyxy
-            crops.append((split.class_names[mark.class_id], (x1 + x2) / 2, (y1 + y2) / 2, _crop_side(mark)))
+        crops = [
+            (split.class_names[tile.labels[0].class_id], tile.xyxy)
+            for tile in crop_tiles(item.image.annotations, item.image.size_wh)
+        ]
         if not crops:
-            x, y = numpy_rng(0, "export", item.name).uniform(0, 1, 2)
-            crops.append((CLEAN_CLASS, float(x) * width, float(y) * height, median))
-        for number, (folder, x, y, side) in enumerate(crops):
-            left, top = (
-                int(min(max(round(at - side / 2), 0), max(size - side, 0))) for at, size in ((x, width), (y, height))
-            )
-            crop = np.ascontiguousarray(pixels[top : top + side, left : left + side])
+            x, y = numpy_rng(0, "export", item.name).uniform(0, item.image.size_wh)
+            crops.append((CLEAN_CLASS, square(float(x), float(y), median, item.image.size_wh)))
+        for number, (folder, (x1, y1, x2, y2)) in enumerate(crops):
+            crop = np.ascontiguousarray(pixels[y1:y2, x1:x2])
             (out / split.name / folder / f"{item.stem}_{number}.png").write_bytes(encode_image(crop, "png"))
-
-
-def _crop_side(mark: Annotation) -> int:
-    x1, y1, x2, y2 = mark.xyxy
-    return max(CROP_PX, round(CROP_FACTOR * max(x2 - x1, y2 - y1)))
 
 
 def _coco(split: _Split, out: Path, progress: Progress) -> None:

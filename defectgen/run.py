@@ -55,7 +55,7 @@ def task_of(recipe: Recipe) -> Task:
         return recipe.labels.task
     from defectgen.yolo.arms import task_of_model
 
-    return "detect" if task_of_model(recipe.train_yolo.model) == "detect" else "segment"
+    return "segment" if task_of_model(recipe.train_yolo.model) in ("segment", "obb") else "detect"
 
 
 @contextmanager

@@ -21,12 +21,13 @@ from defectgen.bench.diagnostics import diagnose
 from defectgen.bench.plots import write_plots
 from defectgen.bench.summary import summarise
 from defectgen.data.load import load_sources, require_usable
-from defectgen.errors import RunError
+from defectgen.errors import RunError, UsageError
 from defectgen.images import sha256_file, write_bytes_atomic
 from defectgen.recipe import DEFAULT_ARMS, Arm, Recipe
 from defectgen.run import read_sources, run_train_yolo
 from defectgen.studio import Progress, load_studio
 from defectgen.yolo.arm_files import read_json, to_json
+from defectgen.yolo.arms import task_of_model
 from defectgen.yolo.train import label_agreement
 from defectgen.yolo.verdict import CEILING, COPIES_ARM, OWN_ARM
 
@@ -77,6 +78,8 @@ def run_bench(
         RunError: a class has fewer real defects than K, or two seeds draw the same images; `out` holds a bench of
             another recipe, and `overwrite` is false; its rows have other settings or another test set; a run failed.
     """
+    if task_of_model(recipe.train_yolo.model) == "classify":
+        raise UsageError("bench: compares detectors by mAP; for a -cls model use train-yolo with train_yolo.seeds")
     plan = PROFILES[profile]
     ks, count = tuple(dict.fromkeys(ks or plan.ks)), num_seeds or plan.num_seeds
     pinned_by_profile = {name: value for name, value in plan.train_yolo.items() if name not in pinned}

@@ -22,7 +22,7 @@ def write_test(plan: Plan, out: Path, progress: Progress) -> str:
     folder = out / "test"
     if _written_digest(folder / "samples.json") != digest:
         progress(f"test set: writing {len(plan.test)} images")
-        _write_images(plan, plan.test, folder)
+        _write_images(plan, counts, folder)
         content = {"digest": digest, "files": plan.entries(counts), "num_clean_images": plan.num_clean_images}
         write_bytes_atomic(folder / "samples.json", to_json(content))
     return digest
@@ -46,12 +46,16 @@ def write_arm(plan: Plan, arm: ArmPlan, out: Path, class_names: Sequence[str], p
                 )
         progress(f"{arm.name}: writing {len(arm.counts)} images")
         (folder / "samples.json").unlink(missing_ok=True)
-        _write_images(plan, [sample for sample, _ in arm.counts], folder / "train")
-        listed = [f"./train/images/{sample.stem}.png" for sample, count in arm.counts for _ in range(count)]
-        write_bytes_atomic(folder / "train.txt", ("\n".join(listed) + "\n").encode())
-        # JSON is YAML. Without `path` the root is this file's folder.
-        data = {"train": "train.txt", "val": "../test/images", "names": list(class_names)}
-        write_bytes_atomic(folder / "data.yaml", to_json(data))
+        _write_images(plan, arm.counts, folder / "train")
+        if plan.task == "classify":
+            # ultralytics wants a `val` beside it, which nothing here looks at.
+            _write_images(plan, arm.counts[:1], folder / "val")
+        else:
+            listed = [f"./train/images/{sample.stem}.png" for sample, count in arm.counts for _ in range(count)]
+            write_bytes_atomic(folder / "train.txt", ("\n".join(listed) + "\n").encode())
+            # JSON is YAML. Without `path` the root is this file's folder.
+            data = {"train": "train.txt", "val": "../test/images", "names": list(class_names)}
+            write_bytes_atomic(folder / "data.yaml", to_json(data))
         content = {
             "arm": arm.name,
             "digest": digest,
@@ -67,22 +71,36 @@ def write_arm(plan: Plan, arm: ArmPlan, out: Path, class_names: Sequence[str], p
     return digest
 
 
-def _write_images(plan: Plan, samples: Iterable[Sample], folder: Path) -> None:
-    """Images and labels of `samples` as `folder`, which appears whole or not at all."""
+def _write_images(plan: Plan, counts: Iterable[tuple[Sample, int]], folder: Path) -> None:
+    """Images and labels as `folder`, which appears whole or not at all; crops to classify in a folder per class, as
+    often as they are to be seen, since no list says it.
+    """
     beside = folder.with_name(f".{folder.name}.tmp")
     shutil.rmtree(beside, ignore_errors=True)
-    (beside / "images").mkdir(parents=True)
-    (beside / "labels").mkdir()
     path, pixels = None, None
-    for sample in samples:
+    for sample, count in counts:
         if path != sample.image.path:
             path, pixels = sample.image.path, read_rgb(sample.image.path)
         assert pixels is not None
         x1, y1, x2, y2 = sample.tile.xyxy
-        (beside / "images" / f"{sample.stem}.png").write_bytes(encode_image(pixels[y1:y2, x1:x2], "png"))
+        png = encode_image(pixels[y1:y2, x1:x2], "png")
+        if plan.task == "classify":
+            of_class = beside / class_folder(sample, plan.num_classes)
+            of_class.mkdir(parents=True, exist_ok=True)
+            for number in range(count):
+                (of_class / f"{sample.stem}-{number}.png").write_bytes(png)
+            continue
+        for name in ("images", "labels"):
+            (beside / name).mkdir(parents=True, exist_ok=True)
+        (beside / "images" / f"{sample.stem}.png").write_bytes(png)
         (beside / "labels" / f"{sample.stem}.txt").write_text(label_text(sample.tile, plan.task))
     shutil.rmtree(folder, ignore_errors=True)
     beside.rename(folder)
+
+
+def class_folder(sample: Sample, num_classes: int) -> str:
+    """By number, so that ultralytics, which sorts by name, keeps the order; clean product comes last."""
+    return f"{sample.tile.labels[0].class_id if sample.tile.labels else num_classes:03d}"
 
 
 def _written_digest(path: Path) -> str | None:

@@ -24,7 +24,7 @@ from defectgen.recipe import Arm, TrainYolo
 from defectgen.records import LabelledImage, Sources
 from defectgen.seeds import numpy_rng
 from defectgen.yolo.folder import read_yolo_folder
-from defectgen.yolo.tiles import Task, Tile, cut_tiles, label_text
+from defectgen.yolo.tiles import CROP_PX, Task, Tile, crop_side, crop_tiles, cut_tiles, label_text, square
 
 # Arms without a synthetic set: of the budget, and of all real training images.
 REAL_ALONE = ("real", "full-real")
@@ -32,6 +32,8 @@ Origin = Literal["real", "synthetic", "clean"]
 
 # Short enough that the list is repeated some ten times, long enough that an epoch's overhead does not show.
 _BATCHES_PER_EPOCH = 30
+# Of each clean image, to classify.
+CLEAN_CROPS = 4
 _FEWEST_EPOCHS = 4
 
 
@@ -98,6 +100,7 @@ class Plan:
     clean_stems: tuple[str, ...]
     num_clean_images: int
     task: Task
+    num_classes: int
     file_sha256: dict[Path, str]
 
     def entries(self, counts: Iterable[tuple[Sample, int]]) -> list[dict[str, Any]]:
@@ -127,9 +130,9 @@ def arm_slug(name: str) -> str:
 
 
 def task_of_model(model: str) -> Task:
-    """What a model of that name finds: boxes, outlines (-seg) or oriented boxes (-obb)."""
-    stem = Path(model).stem
-    return "segment" if stem.endswith("-seg") else "obb" if stem.endswith("-obb") else "detect"
+    """What a model of that name gives: boxes, outlines (-seg), oriented boxes (-obb) or the class of a crop (-cls)."""
+    endings: dict[str, Task] = {"-seg": "segment", "-obb": "obb", "-cls": "classify"}
+    return endings.get(Path(model).stem[-4:], "detect")
 
 
 def plan_arms(*, config: TrainYolo, sources: Sources, synthetic: dict[str, Path], seed: int) -> Plan:
@@ -140,22 +143,24 @@ def plan_arms(*, config: TrainYolo, sources: Sources, synthetic: dict[str, Path]
             missing for a -seg or -obb model, or a test image that is a training image.
     """
     task = task_of_model(config.model)
-    _check_sources(sources, outlines=task != "detect", arms=config.arms)
-    real, background = _split(_samples(sources.train, "real", config.tile_px))
+    outlines = task in ("segment", "obb")
+    _check_sources(sources, outlines=outlines, arms=config.arms)
+    cut = _Cut.crops(sources.train) if task == "classify" else _Cut(config.tile_px)
+    real, background = _split(cut(sources.train, "real"))
     if not real:
         raise DataError("train-yolo: the real training images carry no label; check data.train_labels")
-    clean = [*_samples(sources.train_clean, "clean", config.tile_px), *background]
+    clean = [*cut(sources.train_clean, "clean"), *background]
     pools = dict.fromkeys(config.arms, real)
     if "full-real" in config.arms:
-        pools["full-real"], _ = _split(_samples(sources.train_pool, "real", config.tile_px, prefix="pool"))
+        pools["full-real"], _ = _split(cut(sources.train_pool, "real", prefix="pool"))
     synthetic_samples: dict[str, list[Sample]] = {}
     for name in config.arms:
         if name in REAL_ALONE:
             continue
         if name not in synthetic:
             raise DataError(f"train_yolo.arms: {name} needs a synthetic data set; make it first, or leave the arm out")
-        images = read_yolo_folder(synthetic[name], class_names=sources.class_names, outlines=task != "detect")
-        synthetic_samples[name], _ = _split(_samples(images, "synthetic", config.tile_px))
+        images = read_yolo_folder(synthetic[name], class_names=sources.class_names, outlines=outlines)
+        synthetic_samples[name], _ = _split(cut(images, "synthetic"))
         if not synthetic_samples[name]:
             raise DataError(f"{synthetic[name]}: holds no labelled image for arm {name}; make the data set again")
 
@@ -173,8 +178,8 @@ def plan_arms(*, config: TrainYolo, sources: Sources, synthetic: dict[str, Path]
         for name in config.arms
     ]
 
-    test = _samples(sources.test, "real", config.tile_px)
-    test_clean = _samples(sources.test_clean, "clean", config.tile_px)
+    test = cut(sources.test, "real")
+    test_clean = cut(sources.test_clean, "clean")
     every = [sample for arm in arms for sample, _ in arm.counts] + test + test_clean
     plan = Plan(
         arms=tuple(arms),
@@ -182,6 +187,7 @@ def plan_arms(*, config: TrainYolo, sources: Sources, synthetic: dict[str, Path]
         clean_stems=tuple(sample.stem for sample in test_clean),
         num_clean_images=len(sources.test_clean),
         task=task,
+        num_classes=len(sources.class_names),
         file_sha256={path: sha256_file(path) for path in sorted({sample.image.path for sample in every})},
     )
     _check_no_leak(plan)
@@ -251,15 +257,36 @@ def draw(pool: Sequence[Sample], slots: int, rng: np.random.Generator) -> list[t
     return [(sample, count) for sample, count in counts if count]
 
 
-def _samples(
-    images: Iterable[LabelledImage], origin: Origin, tile_px: int | None, *, prefix: str | None = None
-) -> list[Sample]:
-    samples = []
-    for index, image in enumerate(images):
-        for tile in cut_tiles(image.annotations, image.size_wh, tile_px):
-            place = f"-x{tile.xyxy[0]}-y{tile.xyxy[1]}" if tile_px else ""
-            samples.append(Sample(origin, image, tile, f"{prefix or origin}-{index:05d}{place}"))
-    return samples
+@dataclass(frozen=True)
+class _Cut:
+    """How images become samples: whole, in tiles of `tile_px`, or, with `crop_px`, as a crop around each defect and
+    CLEAN_CROPS of that side from each image without one.
+    """
+
+    tile_px: int | None
+    crop_px: int | None = None
+
+    @classmethod
+    def crops(cls, train: Sequence[LabelledImage]) -> _Cut:
+        sides = [crop_side(annotation) for image in train for annotation in image.annotations]
+        return cls(None, int(np.median(sides)) if sides else CROP_PX)
+
+    def __call__(self, images: Iterable[LabelledImage], origin: Origin, *, prefix: str | None = None) -> list[Sample]:
+        samples = []
+        for index, image in enumerate(images):
+            for number, tile in enumerate(self._tiles(image)):
+                place = f"-x{tile.xyxy[0]}-y{tile.xyxy[1]}" if self.tile_px else f"-{number}" if self.crop_px else ""
+                samples.append(Sample(origin, image, tile, f"{prefix or origin}-{index:05d}{place}"))
+        return samples
+
+    def _tiles(self, image: LabelledImage) -> list[Tile]:
+        if self.crop_px is None:
+            return cut_tiles(image.annotations, image.size_wh, self.tile_px)
+        if image.annotations:
+            return crop_tiles(image.annotations, image.size_wh)
+        # By the image's name alone: the same ones whatever else there is.
+        places = numpy_rng(0, "yolo", "clean crops", image.name).uniform(0, image.size_wh, (CLEAN_CROPS, 2))
+        return [Tile(square(float(x), float(y), self.crop_px, image.size_wh)) for x, y in places]
 
 
 def _split(samples: Iterable[Sample]) -> tuple[list[Sample], list[Sample]]:

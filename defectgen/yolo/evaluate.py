@@ -149,6 +149,64 @@ def evaluate(
     }
 
 
+def evaluate_crops(
+    weights: Path,
+    *,
+    folder: Path,
+    imgsz: int,
+    batch: int,
+    device: str,
+    class_names: Sequence[str],
+    num_clean_images: int,
+    on_start: Callable[[Any], None],
+) -> dict[str, Any]:
+    """How often a classifier gives a test crop its class: of all crops, per class and the classes' mean; and recall at
+    one false alarm per 100 clean images, a clean crop taken for a defect.
+
+    Args:
+        folder: of the test crops, in a folder per class, by number; the one after the last class is of clean product.
+    """
+    from ultralytics import YOLO
+
+    files = sorted(folder.glob("*/*.png"))
+    truth = np.array([int(path.parent.name) for path in files])
+    model = YOLO(str(weights))
+    model.add_callback("on_predict_start", on_start)
+    found: Any = model.predict([str(path) for path in files], imgsz=imgsz, batch=batch, device=device, verbose=False)
+    shares = np.stack([one.probs.data.float().cpu().numpy() for one in found])
+    # A class that no training crop shows has no output: by number, as they were trained.
+    shown = [int(name) for _, name in sorted(model.names.items())]
+    guess = np.array(shown)[shares.argmax(axis=1)]
+    is_clean = truth == len(class_names)
+    as_clean = shares[:, shown.index(len(class_names))] if len(class_names) in shown else np.zeros(len(files))
+    at_alarms = recall_at_false_alarms(
+        hits=[np.array([right]) for right in (guess == truth) & ~is_clean],
+        confidences=[np.array([1 - share]) for share in as_clean],
+        is_clean=is_clean.tolist(),
+        num_clean_images=num_clean_images,
+        num_defects=int((~is_clean).sum()),
+    )
+    accuracies = [_share(guess[truth == number] == number) for number in range(len(class_names) + 1)]
+    known = [accuracy for accuracy in accuracies if accuracy is not None]
+    names = [*class_names, "clean"]
+    return {
+        "accuracy": _share(guess == truth),
+        "mean_class_accuracy": float(np.mean(known)),
+        "recall_at_fp": at_alarms[0] if at_alarms else None,
+        "confidence_at_fp": at_alarms[1] if at_alarms else None,
+        "per_class": [
+            {"class": name, "defects": int((truth == number).sum()), "accuracy": accuracies[number]}
+            for number, name in enumerate(names)
+        ],
+        "test_files": len(files),
+        "test_defects": int((~is_clean).sum()),
+    }
+
+
+def _share(right: np.ndarray) -> float | None:
+    return float(right.mean()) if len(right) else None
+
+
 def _per_class(metrics: Any, class_names: Sequence[str], counts: np.ndarray, *, segment: bool) -> list[dict[str, Any]]:
     # `ap_class_index` names the classes of the rows; `maps` would fill absent classes with the mean.
     rows = {int(class_id): row for row, class_id in enumerate(metrics.box.ap_class_index)}

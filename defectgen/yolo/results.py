@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from defectgen.errors import UsageError
 from defectgen.recipe import TrainYolo
 from defectgen.yolo.arms import Plan
+from defectgen.yolo.tiles import Task
 from defectgen.yolo.verdict import CEILING, OWN_ARM, judge
 
 if TYPE_CHECKING:
@@ -17,6 +18,21 @@ if TYPE_CHECKING:
 
 # A class that the detector finds already is still made.
 LEAST_WEIGHT = 0.1
+# What arms are compared by.
+SCORES: dict[Task, str] = {
+    "detect": "map50_95",
+    "segment": "map50_95",
+    "obb": "map50_95",
+    "classify": "mean_class_accuracy",
+}
+FIGURE_NAMES = {
+    "map50": "mAP50",
+    "map50_95": "mAP50-95",
+    "recall_at_fp": "recall@FP",
+    "mask_map50_95": "mask mAP50-95",
+    "accuracy": "accuracy",
+    "mean_class_accuracy": "mean accuracy per class",
+}
 _FIGURES = (
     "map50",
     "map50_95",
@@ -26,6 +42,8 @@ _FIGURES = (
     "confidence_at_fp",
     "mask_map50",
     "mask_map50_95",
+    "accuracy",
+    "mean_class_accuracy",
 )
 
 
@@ -42,12 +60,14 @@ def collect_results(
     }
     # The ceiling is for comparison: its real images are not of the budget.
     choice = [name for name in arms if name != CEILING] or list(arms)
-    best = max(choice, key=lambda name: arms[name]["mean"]["map50_95"])
+    score = SCORES[plan.task]
+    best = max(choice, key=lambda name: arms[name]["mean"][score])
     first = results[best][0]
     test_images = len({sample.image.path for sample in plan.test})
-    scores = {name: {run["seed"]: run["metrics"]["map50_95"] for run in runs} for name, runs in results.items()}
-    verdict = judge(scores)
+    scores = {name: {run["seed"]: run["metrics"][score] for run in runs} for name, runs in results.items()}
+    verdict = judge(scores, figure=FIGURE_NAMES[score])
     return {
+        "task": plan.task,
         "profile": config.model_dump(mode="json"),
         "device": first["device"],
         "precision": first["precision"],
@@ -65,9 +85,9 @@ def collect_results(
 def missed_weights(path: Path) -> dict[str, float]:
     """Class weights for what a detector misses: 1 - AP50 per class, from results.json of an earlier run.
 
-    Of the arm `real+defectgen`, else of the best. A class without a test defect gets the mean of the others; none gets
-    less than LEAST_WEIGHT. The results must come from a fold of the training groups: chosen by a test set, what is made
-    would be fitted to it.
+    Of the arm `real+defectgen`, else of the best; of classifiers 1 - accuracy. A class without a test defect gets the
+    mean of the others; none gets less than LEAST_WEIGHT. The results must come from a fold of the training groups:
+    chosen by a test set, what is made would be fitted to it.
 
     Raises:
         UsageError: `path` holds no results.
@@ -76,7 +96,11 @@ def missed_weights(path: Path) -> dict[str, float]:
         results = json.loads(path.read_text(encoding="utf-8"))
         arms = results["arms"]
         per_class = arms[OWN_ARM if OWN_ARM in arms else results["best"]["arm"]]["mean"]["per_class"]
-        scores: dict[str, float | None] = {str(row["class"]): row["ap50"] for row in per_class}
+        scores: dict[str, float | None] = {
+            str(row["class"]): row["ap50"] if "ap50" in row else row["accuracy"]
+            for row in per_class
+            if "ap50" in row or row["class"] != "clean"
+        }
         known = [float(score) for score in scores.values() if score is not None]
     except OSError as error:
         raise UsageError(f"--focus: cannot read {path}: {error.strerror}; name a results.json of train-yolo") from None
@@ -95,7 +119,7 @@ def mean_metrics(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
         figures = [key for key in rows[0] if key not in ("class", "defects")]
         means = {key: _mean([row[key] for row in rows]) for key in figures}
         per_class.append({"class": rows[0]["class"], "defects": rows[0]["defects"], **means})
-    return {**{key: _mean([entry[key] for entry in metrics]) for key in _FIGURES}, "per_class": per_class}
+    return {**{key: _mean([entry.get(key) for entry in metrics]) for key in _FIGURES}, "per_class": per_class}
 
 
 def _mean(values: Sequence[float | None]) -> float | None:
@@ -124,23 +148,25 @@ def results_tables(results: dict[str, Any]) -> list[Table]:
         title=f"YOLO on {results['test_images']} real held-out images, {seeds}, percent",
         caption="recall@FP: share of defects found at one false alarm per 100 clean images, at least one",
     )
-    masks = any(arm["mean"]["mask_map50_95"] is not None for arm in results["arms"].values())
-    for heading in ["mAP50", "mAP50-95", "recall@FP"] + (["mask mAP50-95"] if masks else []):
-        by_arm.add_column(heading, justify="right")
-    for name, arm in results["arms"].items():
-        mean = arm["mean"]
-        values = [mean["map50"], mean["map50_95"], mean["recall_at_fp"]]
-        values += [mean["mask_map50_95"]] if masks else []
+    means = {name: arm["mean"] for name, arm in results["arms"].items()}
+    figures = [
+        name for name in FIGURE_NAMES if name == "recall_at_fp" or any(m.get(name) is not None for m in means.values())
+    ]
+    for name in figures:
+        by_arm.add_column(FIGURE_NAMES[name], justify="right")
+    for name, mean in means.items():
         style = "bold" if name == results["best"]["arm"] else None
-        by_arm.add_row(name, *(_percent(value) for value in values), style=style)
-    if len(results["classes"]) == 1:
+        by_arm.add_row(name, *(_percent(mean[figure]) for figure in figures), style=style)
+    rows_of = [mean["per_class"] for mean in means.values()]
+    if len(rows_of[0]) == 1:
         return [by_arm]
-    by_class = Table("class", title="AP50 per class")
+    of_class = "ap50" if "ap50" in rows_of[0][0] else "accuracy"
+    by_class = Table("class", title=f"{of_class.replace('ap', 'AP')} per class")
     by_class.add_column("test defects", justify="right")
-    for name in results["arms"]:
+    for name in means:
         by_class.add_column(name.replace("+", "+\n"), justify="right")
-    for rows in zip(*(arm["mean"]["per_class"] for arm in results["arms"].values()), strict=True):
-        by_class.add_row(escape(rows[0]["class"]), str(rows[0]["defects"]), *(_percent(row["ap50"]) for row in rows))
+    for rows in zip(*rows_of, strict=True):
+        by_class.add_row(escape(rows[0]["class"]), str(rows[0]["defects"]), *(_percent(row[of_class]) for row in rows))
     return [by_arm, by_class]
 
 

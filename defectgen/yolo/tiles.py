@@ -17,9 +17,11 @@ import numpy as np
 from defectgen.boxes import area, clip_xyxy, yolo_from_xyxy
 from defectgen.records import XYXY, Annotation, Polygon
 
-Task = Literal["detect", "segment", "obb"]
+Task = Literal["detect", "segment", "obb", "classify"]
 MIN_INSIDE = 0.4
 SLIVER = 0.05
+# A crop to classify shows this much more than the defect's longest side, and no less than so many pixels.
+CROP_FACTOR, CROP_PX = 1.5, 32
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,29 @@ def cut_tiles(annotations: Sequence[Annotation], size_wh: tuple[int, int], side:
     return [Tile(place, tuple(kept), flag) for place, kept, flag in zip(places, labels, ambiguous, strict=True)]
 
 
+def crop_tiles(annotations: Sequence[Annotation], size_wh: tuple[int, int]) -> list[Tile]:
+    """A square around each defect, with that label alone, moved into the image (or cut to it, where it is larger)."""
+    tiles = []
+    for annotation in annotations:
+        x1, y1, x2, y2 = annotation.xyxy
+        place = square((x1 + x2) / 2, (y1 + y2) / 2, crop_side(annotation), size_wh)
+        tiles.append(Tile(place, (_inside(annotation, place),)))
+    return tiles
+
+
+def crop_side(annotation: Annotation) -> int:
+    x1, y1, x2, y2 = annotation.xyxy
+    return max(CROP_PX, round(CROP_FACTOR * max(x2 - x1, y2 - y1)))
+
+
+def square(x: float, y: float, side: int, size_wh: tuple[int, int]) -> tuple[int, int, int, int]:
+    """As xyxy, about (x, y) where the image leaves room."""
+    left, top = (
+        int(min(max(round(at - side / 2), 0), max(size - side, 0))) for at, size in zip((x, y), size_wh, strict=True)
+    )
+    return (left, top, min(left + side, size_wh[0]), min(top + side, size_wh[1]))
+
+
 def _inside(annotation: Annotation, place: tuple[int, int, int, int]) -> Annotation:
     """The part of the annotation inside `place`, in its pixels."""
     x, y, x2, y2 = place
@@ -108,13 +133,14 @@ def clip_polygon(polygon: Polygon, xyxy: XYXY) -> Polygon:
 
 def label_text(tile: Tile, task: Task) -> str:
     """The tile's label file, "" for a clean tile: YOLO rows of boxes for `detect`, of outlines for `segment`, of the
-    corners of the smallest rectangle around each outline for `obb`.
+    corners of the smallest rectangle around each outline for `obb`, of the class alone for `classify`.
     """
     rows = []
     for label in tile.labels:
+        values: list[float] = []
         if task == "detect":
             values = list(yolo_from_xyxy(label.xyxy, tile.size_wh))
-        else:
+        elif task != "classify":
             outline = label.polygon or _corners(label.xyxy)
             if task == "obb":
                 outline = cv2.boxPoints(cv2.minAreaRect(np.array(outline, np.float32))).tolist()

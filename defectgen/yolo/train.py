@@ -24,14 +24,14 @@ from defectgen.recipe import TrainYolo
 from defectgen.records import Sources
 from defectgen.seeds import derive_seed
 from defectgen.yolo.arm_files import Progress, read_json, to_json, write_arm, write_test
-from defectgen.yolo.arms import ArmPlan, Plan, arm_slug, plan_arms, task_of_model
+from defectgen.yolo.arms import ArmPlan, Plan, arm_slug, plan_arms
 from defectgen.yolo.environment import worker_environment
 from defectgen.yolo.results import collect_results
 
 # Raised when a change of the worker makes earlier results incomparable.
 _JOB_VERSION = 4
 _LOG_LINES_SHOWN = 12
-_YAML_MODEL = re.compile(r"yolo11[nsmlx](-seg|-obb)?\.yaml")
+_YAML_MODEL = re.compile(r"yolo11[nsmlx](-seg|-obb|-cls)?\.yaml")
 
 
 def train_arms(
@@ -129,7 +129,7 @@ def resolve_model(model: str) -> str:
     if not _YAML_MODEL.fullmatch(model):
         raise UsageError(
             "train_yolo.model: must be yolo11n.yaml (or s, m, l, x; -seg for outlines, -obb for oriented "
-            "boxes) or a local .pt file, "
+            "boxes, -cls for classes of crops) or a local .pt file, "
             f"got {model!r}"
         )
     return model
@@ -149,9 +149,10 @@ def _job(
     folder = out / arm.slug
     return {
         "version": _JOB_VERSION,
-        "task": task_of_model(config.model),
+        "task": plan.task,
         "model": model,
-        "data": str(folder / "data.yaml"),
+        "data": str(folder if plan.task == "classify" else folder / "data.yaml"),
+        "test": str(out / "test"),
         "save_dir": str(folder / f"seed{index}"),
         "epochs": arm.schedule.epochs,
         "iterations": arm.schedule.iterations,
@@ -172,7 +173,7 @@ def _fingerprint(job: dict[str, Any], arm_digest: str, test_digest: str) -> str:
     """A hash of everything the result follows from, wherever the run folder lies: a training from another machine, or
     from before an update, is not compared with a new one.
     """
-    portable = {key: value for key, value in job.items() if key not in ("data", "save_dir", "model")}
+    portable = {key: value for key, value in job.items() if key not in ("data", "test", "save_dir", "model")}
     model = sha256_file(Path(job["model"])) if job["model"].endswith(".pt") else job["model"]
     device = best_device()
     computed_by = [device.type, bf16_pays(device), *(version(name) for name in ("torch", "ultralytics"))]

@@ -22,7 +22,7 @@ Finding = Literal["helps", "no difference shown", "hurts"]
 
 @dataclass(frozen=True)
 class Difference:
-    """`real+defectgen` minus an arm, in percentage points of mAP50-95, paired by seed.
+    """`real+defectgen` minus an arm, in percentage points, paired by seed.
 
     Attributes:
         low, high: the 95 % interval of the mean (Student's t over the seeds).
@@ -54,6 +54,7 @@ class Verdict:
     decided_by: Difference
     over_real: Difference | None
     left_out: tuple[str, ...]
+    figure: str = "mAP50-95"
 
     def sentence(self, num_test_images: int, over: str = "trainings on the same real images") -> str:
         """One sentence to forward; `over`: what the seeds differ in."""
@@ -67,7 +68,7 @@ class Verdict:
             else f"Adding the synthetic images is worse than {rival.removeprefix('real+')}",
         }[self.finding]
         line = (
-            f"{what}: on {num_test_images} real held-out images mAP50-95 changes by {self.decided_by}, over "
+            f"{what}: on {num_test_images} real held-out images {self.figure} changes by {self.decided_by}, over "
             f"{self.decided_by.num_seeds} {over})"
         )
         if self.over_real is not None:
@@ -82,8 +83,8 @@ class Verdict:
         return {**asdict(self), "left_out": list(self.left_out), "sentence": sentence}
 
 
-def judge(scores: dict[str, dict[int, float]]) -> Verdict | None:
-    """The verdict from mAP50-95 (0 to 1) per arm and seed; None where OWN_ARM, a rival or a second seed is missing.
+def judge(scores: dict[str, dict[int, float]], figure: str = "mAP50-95") -> Verdict | None:
+    """The verdict from a `figure` (0 to 1) per arm and seed; None where OWN_ARM, a rival or a second seed is missing.
 
     `helps` asks for every interval to lie above 0, which needs no correction for their number (an intersection-union
     test: Berger, Technometrics 1982). The intervals cover what the seeds differ in: where all train on the same real
@@ -112,7 +113,7 @@ def judge(scores: dict[str, dict[int, float]]) -> Verdict | None:
         finding = "no difference shown"
         deciding = min((one for one in differences.values() if one.low <= 0), key=lambda one: one.mean)
     over_real = None if deciding.against == REAL_ARM else differences.get(REAL_ARM)
-    return Verdict(finding, deciding, over_real, left_out)
+    return Verdict(finding, deciding, over_real, left_out, figure)
 
 
 def paired_interval(differences: Sequence[float], confidence: float = CONFIDENCE) -> tuple[float, float, float]:

@@ -47,28 +47,34 @@ def run_job(job: dict[str, Any], emit: Emit) -> dict[str, Any]:
     if job["model"].endswith(".pt") and (task := ultralytics.YOLO(job["model"]).task) != job["task"]:
         raise SystemExit(
             f"{job['model']}: is a model for {task}, not for {job['task']}; the file name must end in -seg.pt for "
-            "outlines, in -obb.pt for oriented boxes, and in neither for boxes"
+            "outlines, -obb.pt for oriented boxes, -cls.pt for classes of crops, and in none of these for boxes"
         )
     device, precision = choose_device(job.get("precision", "auto"))
     emit({"event": "start", "device": device, "precision": precision, "threads": num_threads(os.environ)})
     weights = Path(job.get("weights") or Path(job["save_dir"]) / "weights" / "last.pt")
     training = None if "weights" in job else _train(job, device=device, precision=precision, emit=emit)
-    from defectgen.yolo.evaluate import evaluate
+    from defectgen.yolo.evaluate import evaluate, evaluate_crops
 
     emit({"event": "evaluate", "images": job["num_test_files"]})
-    metrics = evaluate(
-        weights,
-        task=job["task"],
-        data=Path(job["data"]),
-        imgsz=job["imgsz"],
-        batch=job["batch"],
-        device=device,
-        class_names=job["class_names"],
-        clean_stems=job["clean_stems"],
-        num_clean_images=job["num_clean_images"],
-        save_dir=Path(job["save_dir"]),
-        on_start=_set_threads,
-    )
+    settings: dict[str, Any] = {
+        "imgsz": job["imgsz"],
+        "batch": job["batch"],
+        "device": device,
+        "class_names": job["class_names"],
+        "num_clean_images": job["num_clean_images"],
+        "on_start": _set_threads,
+    }
+    if job["task"] == "classify":
+        metrics = evaluate_crops(weights, folder=Path(job["test"]), **settings)
+    else:
+        metrics = evaluate(
+            weights,
+            task=job["task"],
+            data=Path(job["data"]),
+            clean_stems=job["clean_stems"],
+            save_dir=Path(job["save_dir"]),
+            **settings,
+        )
     return {
         "metrics": metrics,
         "training": training,
@@ -87,12 +93,18 @@ def choose_device(precision: str) -> tuple[str, str]:
 
 
 def _train(job: dict[str, Any], *, device: str, precision: str, emit: Emit) -> dict[str, Any]:
+    from ultralytics.models.yolo.classify import ClassificationTrainer
     from ultralytics.models.yolo.detect import DetectionTrainer
     from ultralytics.models.yolo.obb import OBBTrainer
     from ultralytics.models.yolo.segment import SegmentationTrainer
     from ultralytics.utils.torch_utils import strip_optimizer
 
-    base = {"detect": DetectionTrainer, "segment": SegmentationTrainer, "obb": OBBTrainer}[job["task"]]
+    base = {
+        "detect": DetectionTrainer,
+        "segment": SegmentationTrainer,
+        "obb": OBBTrainer,
+        "classify": ClassificationTrainer,
+    }[job["task"]]
 
     class ArmTrainer(base):  # type: ignore[misc, valid-type]
         """Trains to the last iteration and keeps the last weights: the test set is not looked at meanwhile."""
@@ -110,7 +122,7 @@ def _train(job: dict[str, Any], *, device: str, precision: str, emit: Emit) -> d
     trainer.add_callback("on_train_batch_start", _follow_schedule)
     trainer.add_callback("on_train_batch_end", monitor)
     closing = _CloseMosaic(round((1 - _WITHOUT_MOSAIC) * job["iterations"]))
-    if job["mosaic"] > 0:
+    if job["mosaic"] > 0 and job["task"] != "classify":
         trainer.add_callback("on_train_batch_start", closing.at_batch)
         trainer.add_callback("on_train_epoch_start", closing.at_epoch)
     if device == "cpu":
@@ -137,10 +149,11 @@ def _arguments(job: dict[str, Any], device: str, precision: str) -> dict[str, An
         "imgsz": job["imgsz"],
         "device": device,
         "workers": min(8, num_threads(os.environ)) if device == "0" else 0,
-        "cache": "ram",
+        # Of crops, ultralytics would warn and do without.
+        "cache": False if job["task"] == "classify" else "ram",
         "optimizer": "AdamW",
         "lr0": job["learning_rate"],
-        "mosaic": job["mosaic"],
+        "mosaic": 0.0 if job["task"] == "classify" else job["mosaic"],
         "scale": job["scale"],
         "lrf": 0.01,
         "momentum": 0.9,

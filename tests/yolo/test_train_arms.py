@@ -5,6 +5,7 @@ import subprocess
 import sys
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from rich.console import Console
 
@@ -129,7 +130,7 @@ def test_two_seeds_give_a_verdict_and_one_says_what_it_takes():
             for seed, score in enumerate(scores)
         ]
 
-    plan = SimpleNamespace(test=[], num_clean_images=0)
+    plan = SimpleNamespace(task="detect", test=[], num_clean_images=0)
 
     def collected(*per_arm):
         results = dict(zip(("real", "real+defectgen"), (runs(*scores) for scores in per_arm), strict=True))
@@ -212,3 +213,38 @@ def test_interrupt_ends_the_worker(tmp_path, make_sources):
     listing = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True).stdout
     assert str(tmp_path / "yolo") not in listing
     assert not (tmp_path / "yolo/real/seed0/result.json").exists()
+
+
+@pytest.mark.long
+def test_classifiers_are_trained_on_crops_and_judged_by_the_mean_over_classes(tmp_path, make_sources, make_synthetic):
+    config = TrainYolo(
+        model="yolo11n-cls.yaml", arms=["real", "real+defectgen"], imgsz=32, iterations=6, batch=4, seeds=[0, 1]
+    )
+    results = train_arms(
+        config=config,
+        sources=make_sources(tmp_path / "sources"),
+        synthetic={"real+defectgen": make_synthetic(tmp_path / "set", 3)},
+        out=tmp_path / "yolo",
+        seed=0,
+        progress=lambda line: None,
+    )
+    assert results["task"] == "classify"
+    for arm in results["arms"].values():
+        for run in arm["seeds"]:
+            metrics = run["metrics"]
+            assert run["training"]["iterations"] == 6
+            per_class = {row["class"]: (row["defects"], row["accuracy"]) for row in metrics["per_class"]}
+            # Four crops of each of two clean images.
+            assert {name: count for name, (count, _) in per_class.items()} == {"scratch": 2, "spot": 1, "clean": 8}
+            assert metrics["mean_class_accuracy"] == pytest.approx(np.mean([share for _, share in per_class.values()]))
+            assert metrics["accuracy"] == pytest.approx(sum(n * share for n, share in per_class.values()) / 11)
+            assert 0 <= metrics["recall_at_fp"] <= 1
+    assert "mean accuracy per class changes by" in results["verdict"]["sentence"]
+    folders = {path.name: len(list(path.iterdir())) for path in (tmp_path / "yolo/real/train").iterdir()}
+    samples = json.loads((tmp_path / "yolo/real/samples.json").read_text())
+    assert set(folders) == {"000", "001", "002"} and sum(folders.values()) == samples["list_length"]
+    text = io.StringIO()
+    for table in results_tables(results):
+        Console(file=text, width=120).print(table)
+    assert "mean accuracy per class" in text.getvalue() and "mAP" not in text.getvalue()
+    assert set(missed_weights(tmp_path / "yolo/results.json")) == {"scratch", "spot"}
