@@ -278,7 +278,7 @@ def fit(
                 f"{log['seconds'] / 60:.1f} min, weights of step {log['best_step']}; the class check finds "
                 f"{facts['screen']['real_accuracy']:.0%} of real defects it has not seen, and takes "
                 f"{facts['twins_clean']:.0%} of their twins without the defect for clean "
-                f"({facts['twins_photographed']} of these photographed, the others drawn)"
+                f"({sum(facts['photographed'])} of these photographed, the others drawn)"
             )
             stdout.print(str(folder / "generator"), soft_wrap=True, highlight=False)
 

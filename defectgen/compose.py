@@ -16,6 +16,7 @@ from defectgen.boxes import area, iou_xyxy, mask_xyxy, union
 from defectgen.copies import copied_in
 from defectgen.dataset.labels import (
     CUT_BORDER,
+    LEAST_OWN_MARGIN,
     contrast,
     cut_off,
     even_margin,
@@ -343,7 +344,9 @@ def _judge(
     label = evenly
     after = window_view(image, placement.window, window_px)
     if margin_px and drawn.copied is not None:
-        own = _own_label(studio.models[placement.model], placement, before, after, min_change, size_wh)
+        model = studio.models[placement.model]
+        at_least = 0.0 if model.photographed else LEAST_OWN_MARGIN * margin_px
+        own = _own_label(model, placement, before, after, min_change, at_least, size_wh)
         label = evenly if own is None else union(own, measured.xyxy)
     seen = contrast(after, before, min_change=min_change)
     least = recipe.screen.min_contrast * studio.least_contrasts[placement.class_id]
@@ -395,16 +398,18 @@ def _own_label(
     before: np.ndarray,
     after: np.ndarray,
     min_change: int,
+    at_least: float,
     size_wh: tuple[int, int],
 ) -> XYXY | None:
-    """The label of a redrawn copy, with the margin of its own model; None where that has no box or nothing is seen.
+    """The label of a redrawn copy, with the margin of its own model, on each side `at_least` so many pixels; None where
+    the model has no box or nothing is seen.
 
     What is visible is measured alike of both, at the generator's scale, so that what the measure misses of a defect, or
     its twin gets wrong, is in neither.
     """
     if model.crop.outlined:
         return None
-    margin = own_margin(model.crop, model.twin, min_change=min_change)
+    margin = own_margin(model.crop, model.twin, min_change=min_change, at_least=at_least)
     # Beyond the edges of its image the window shows mirror images.
     inside = resize(window_inside(placement.window, size_wh).astype(np.uint8), len(after)) > 0
     seen = mask_xyxy(visible_part(after, before, min_change=min_change) & inside)

@@ -193,7 +193,7 @@ def fit(recipe: Recipe, sources: Sources, folder: Path, *, progress: Progress) -
         "least_contrasts": least_contrasts(crops, twins, num_classes=num_classes, min_change=min_change),
         "screen": screen.save(done),
         "twins_clean": twins_clean,
-        "twins_photographed": num_photographed,
+        "photographed": [twin is not None for twin in photographed],
         "num_lines": sum(crop.line_slack_px is not None for crop in crops),
         "log": asdict(log),
         "version": __version__,
@@ -225,7 +225,10 @@ def load_studio(recipe: Recipe, sources: Sources, folder: Path, *, fingerprint: 
         twins = load_file(folder / "twins.safetensors")["twins"]
         screen = Screen.load(folder, facts["screen"], num_classes=len(sources.class_names))
         crops = real_crops(recipe, sources)
-        models = [Model(crop, np.ascontiguousarray(twin)) for crop, twin in zip(crops, twins, strict=True)]
+        models = [
+            Model(crop, np.ascontiguousarray(twin), bool(photographed))
+            for crop, twin, photographed in zip(crops, twins, facts["photographed"], strict=True)
+        ]
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise RunError(
             f"{folder}: the generator is damaged ({error}); delete the folder and run `defectgen fit`"

@@ -244,6 +244,7 @@ def test_label_of_a_redrawn_copy_has_the_margin_of_its_own_box_turned_with_it(to
     crop = studio.models[0].crop
     model = replace(studio.models[0], twin=np.full((SIDE, SIDE, 3), 128, np.uint8))
     studio = replace(studio, models=[model], pipeline=Copies())
+    drawn_twin = replace(studio, models=[replace(model, photographed=False)])
     turns = set()
     for made in composites(recipe, sources, studio):
         (placed,) = made.placed
@@ -252,6 +253,15 @@ def test_label_of_a_redrawn_copy_has_the_margin_of_its_own_box_turned_with_it(to
         assert placed.label_xyxy == pytest.approx(annotated_box(model, turn, window, (96, 96)), abs=2.5)
         turns.add((turn.flip_x, turn.flip_y, turn.angle_deg))
     assert len(turns) > 5
+    # The box leaves 2 px on the left; of a drawn twin that is not believed: three quarters of the class's 5.
+    inside = 0
+    for made, other in zip(composites(recipe, sources, studio), composites(recipe, sources, drawn_twin), strict=True):
+        (x1, y1, x2, y2), (left, top, right, bottom) = made.placed[0].label_xyxy, other.placed[0].label_xyxy
+        # At the image's edge there is no room for it.
+        if left > 0 and top > 0 and right < 96 and bottom < 96:
+            inside += 1
+            assert max(x1 - left, y1 - top, right - x2, bottom - y2) == pytest.approx(1.75, abs=1)
+    assert inside
 
 
 class FaintTail(Blobs):

@@ -96,10 +96,12 @@ class Model:
     Attributes:
         crop: its defect crop.
         twin: uint8 (H, W, 3), its window without the defect.
+        photographed: whether the twin is a photograph, or drawn.
     """
 
     crop: Crop
     twin: np.ndarray
+    photographed: bool = True
 
 
 @dataclass(frozen=True)

@@ -313,6 +313,7 @@ def test_own_margin_is_what_the_box_leaves_around_what_is_visible() -> None:
     crop = replace(crop, xyxy=(x1 - 3, y1, x2 + 1, y2 - 9))  # tighter below than it looks
     twin = np.full((64, 64, 3), 100, np.uint8)
     assert own_margin(crop, twin, min_change=14) == pytest.approx((9, 6, 7, 0), abs=0.5)
+    assert own_margin(crop, twin, min_change=14, at_least=6.5) == pytest.approx((9, 6.5, 7, 6.5), abs=0.5)
     assert own_margin(marked(0, 60, 12, side=128), twin, min_change=14) == pytest.approx((12, 12, 12, 12), abs=1)
     assert own_margin(replace(crop, image=np.full_like(crop.image, 100)), twin, min_change=14) is None
 
