@@ -291,22 +291,31 @@ def synth(
     workers: Workers = None,
     as_json: AsJson = False,
     focus: Focus = None,
+    preview: Annotated[
+        int | None, typer.Option("--preview", min=1, metavar="N", help="Make N composites to look at, and no more.")
+    ] = None,
     overwrite: Overwrite = False,
 ) -> None:
     """Make the YOLO data set, fitting first where needed."""
     with _reported(_command()):
         recipe, folder = _load(recipe_path, overrides, out, focus)
-        from defectgen.run import available_cores, run_synth
+        from defectgen.run import available_cores, run_preview, run_synth
 
-        summary = run_synth(
-            recipe, folder, workers=workers or available_cores(), progress=_Printer(), overwrite=overwrite
-        )
+        options: dict[str, Any] = {
+            "workers": workers or available_cores(),
+            "progress": _Printer(),
+            "overwrite": overwrite,
+        }
+        if preview is None:
+            made, summary = folder / "dataset", run_synth(recipe, folder, **options)
+        else:
+            made, summary = folder / "preview", run_preview(recipe, folder, preview, **options)
         if as_json:
-            _print_json(summary | {"dataset": str(folder / "dataset")})
+            _print_json(summary | {"dataset": str(made)})
         else:
             stdout.print(*_synth_tables(summary))
-            stdout.print(f"look at {folder / 'dataset' / 'sheets'}", soft_wrap=True, highlight=False)
-            stdout.print(str(folder / "dataset"), soft_wrap=True, highlight=False)
+            stdout.print(f"look at {made / 'sheets'}", soft_wrap=True, highlight=False)
+            stdout.print(str(made), soft_wrap=True, highlight=False)
 
 
 @app.command()

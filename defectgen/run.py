@@ -3,6 +3,7 @@
     recipe.yaml     the resolved recipe
     demo/           the embedded demo product, where the recipe uses it
     generator/      what was fitted
+    preview/        a few of its images, made before
     dataset/        the YOLO data set
     yolo/           detectors and results.json
 
@@ -107,9 +108,9 @@ def _check_recipe(recipe: Recipe, out: Path, *, overwrite: bool) -> None:
     made = _differences(before, now, SYNTH_FIELDS)
     stale: list[str] = []
     if fitted and any((out / name).exists() for name in ("demo", "generator", "generator.partial", "dataset.partial")):
-        stale = ["demo", "generator", "generator.partial", "dataset", "dataset.partial", "yolo"]
+        stale = ["demo", "generator", "generator.partial", "preview", "dataset", "dataset.partial", "yolo"]
     elif made and any((out / name).exists() for name in ("dataset", "dataset.partial")):
-        stale = ["dataset", "dataset.partial", "yolo"]
+        stale = ["preview", "dataset", "dataset.partial", "yolo"]
     if not stale:
         return
     if not overwrite:
@@ -173,7 +174,7 @@ def _check_data(recipe: Recipe, sources: Sources, out: Path, *, overwrite: bool)
             f"{out}: was made of other images or labels than are there now (or by another version of defectgen); "
             "choose another --out, or --overwrite to replace what was made"
         )
-    for name in ("generator", "generator.partial", "dataset", "dataset.partial", "yolo"):
+    for name in ("generator", "generator.partial", "preview", "dataset", "dataset.partial", "yolo"):
         shutil.rmtree(out / name, ignore_errors=True)
 
 
@@ -195,11 +196,30 @@ def run_synth(
         return _synth(recipe, sources, out, workers=workers, progress=progress)
 
 
-def _synth(recipe: Recipe, sources: Sources, out: Path, *, workers: int, progress: Progress) -> dict[str, Any]:
+def run_preview(
+    recipe: Recipe, out: Path, num_images: int, *, workers: int, progress: Progress, overwrite: bool = False
+) -> dict[str, Any]:
+    """Makes `out`/preview, a data set of `num_images` composites, fitting first where needed; its summary.
+
+    Those of its images that the whole set has as composites, too, are the same there.
+    """
+    with open_run(recipe, out, overwrite=overwrite):
+        sources = read_sources(recipe, out)
+        _check_data(recipe, sources, out, overwrite=overwrite)
+        for name in ("preview", "preview.partial"):
+            shutil.rmtree(out / name, ignore_errors=True)
+        few = recipe.synth.model_copy(update={"num_images": num_images, "clean_share": 0.0})
+        few_of_it = recipe.model_copy(update={"synth": few})
+        return _synth(few_of_it, sources, out, workers=workers, progress=progress, name="preview")
+
+
+def _synth(
+    recipe: Recipe, sources: Sources, out: Path, *, workers: int, progress: Progress, name: str = "dataset"
+) -> dict[str, Any]:
     from defectgen.dataset.sheet import write_contact_sheets
     from defectgen.dataset.write import summarise
 
-    folder, partial = out / "dataset", out / "dataset.partial"
+    folder, partial = out / name, out / f"{name}.partial"
     num_images = recipe.synth.num_images
     if folder.exists():
         progress("synth", num_images, num_images, "already made")

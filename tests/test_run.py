@@ -23,7 +23,16 @@ from defectgen.dataset.verify import verify_dataset
 from defectgen.errors import DataError, DefectgenError, RunError
 from defectgen.images import encode_image, read_rgb
 from defectgen.recipe import Arm, DemoData
-from defectgen.run import available_cores, open_run, read_sources, run_fit, run_synth, run_train_yolo, task_of
+from defectgen.run import (
+    available_cores,
+    open_run,
+    read_sources,
+    run_fit,
+    run_preview,
+    run_synth,
+    run_train_yolo,
+    task_of,
+)
 
 pytestmark = pytest.mark.usefixtures("short_fitting")
 
@@ -147,6 +156,22 @@ def test_one_process_gives_the_bytes_of_a_worker(
 ) -> None:
     synth(fitted.recipe, out)
     assert toys.read_tree(out / "dataset") == toys.read_tree(made / "dataset")
+
+
+def test_preview_shows_images_of_the_set_before_there_is_one(
+    fitted: Any, out: Path, made: Path, toys: Any, one_process: None
+) -> None:
+    summary = run_preview(fitted.recipe, out, 2, workers=1, progress=silent)
+    assert summary["num_images"] == summary["num_composites"] == 2
+    assert "sheets/composites.jpg" in toys.read_tree(out / "preview") and not (out / "dataset").exists()
+    of_set = {row["index"]: row for row in read_manifest(made / "dataset/manifest.jsonl").rows}
+    seen = [row for row in read_manifest(out / "preview/manifest.jsonl").rows if of_set[row["index"]]["placed"]]
+    assert seen and all(row["image_sha256"] == of_set[row["index"]]["image_sha256"] for row in seen)
+    # Another one replaces it, and the set is made beside it.
+    assert run_preview(fitted.recipe, out, 1, workers=1, progress=silent)["num_images"] == 1
+    synth(fitted.recipe, out)
+    assert toys.read_tree(out / "dataset") == toys.read_tree(made / "dataset")
+    assert (out / "preview").exists()
 
 
 @pytest.mark.long
