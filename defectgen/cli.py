@@ -9,6 +9,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast, get_args
 
@@ -50,6 +51,10 @@ DataFormat = Annotated[
     str | None, typer.Option("--format", help="Of the annotations, where a folder can be read in more than one way.")
 ]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what another recipe made in the run folder.")]
+LogFile = Annotated[
+    Path | None, typer.Option("--log-file", metavar="FILE", help="Progress and errors go to the end of it, too.")
+]
+Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Every step on a line of its own.")]
 Trust = Annotated[
     bool, typer.Option("--trust-checkpoint", help="Load train_yolo.model although a .pt file can run any code.")
 ]
@@ -57,12 +62,16 @@ Workers = Annotated[int | None, typer.Option("--workers", min=1, help="Processes
 
 
 class _Printer:
-    """Progress on stderr: one live line in a terminal, a line now and then in a log."""
+    """Progress on stderr: one live line in a terminal, a line now and then elsewhere and in `log_file`.
 
-    def __init__(self) -> None:
-        self._live = stderr.is_terminal
+    `verbose`: every line there is.
+    """
+
+    def __init__(self, log_file: Path | None = None, verbose: bool = False) -> None:
+        self._log_file, self._verbose = log_file, verbose
+        self._live = stderr.is_terminal and not verbose
         self._started: dict[str, tuple[float, int]] = {}
-        self._printed = 0.0
+        self._printed = self._logged = 0.0
         self._stage = ""
 
     def __call__(self, stage: str, done: int, total: int, note: str) -> None:
@@ -70,7 +79,8 @@ class _Printer:
         started, first = self._started.setdefault(stage, (now, done))
         ended = total > 0 and done >= total
         changed = stage != self._stage
-        if not (ended or changed or now - self._printed > (0.2 if self._live else 10)):
+        due = self._verbose or ended or changed
+        if not (due or now - self._printed > (0.2 if self._live else 10)):
             return
         count = f" {done}/{total}" if total else ""
         left = ""
@@ -78,6 +88,9 @@ class _Printer:
             seconds = (now - started) / (done - first) * (total - done)
             left = f", {seconds / 60:.0f} min left" if seconds >= 90 else f", {seconds:.0f} s left"
         line = f"{stage}{count}{left}{': ' + note if note else ''}"
+        if due or now - self._logged > 10:
+            _log(self._log_file, line)
+            self._logged = now
         if self._live and not ended:
             width = max(stderr.width - 1, 20)
             sys.stderr.write("\r" + line[:width].ljust(width))
@@ -89,13 +102,22 @@ class _Printer:
         self._printed, self._stage = now, stage
 
 
+def _log(log_file: Path | None, line: str) -> None:
+    if log_file is not None:
+        log_file.parent.mkdir(parents=True, exist_ok=True)
+        with log_file.open("a", encoding="utf-8") as file:
+            file.write(f"{datetime.now().isoformat(sep=' ', timespec='seconds')}  {line}\n")
+
+
 @contextlib.contextmanager
-def _reported(resume: str) -> Iterator[None]:
-    """Turns errors into one message and an exit code; Ctrl-C into what to type to go on."""
+def _reported(resume: str, log_file: Path | None = None) -> Iterator[None]:
+    """Turns errors into one message and an exit code; Ctrl-C into what to type to go on. Both go to `log_file`, too."""
     try:
+        _log(log_file, resume)
         yield
     except DefectgenError as error:
         for line in str(error).splitlines():
+            _log(log_file, f"error: {line}")
             stderr.print(f"[bold red]error:[/] {escape(line)}", highlight=False, soft_wrap=True)
         raise typer.Exit(error.exit_code) from None
     except OSError as error:
@@ -106,6 +128,7 @@ def _reported(resume: str) -> Iterator[None]:
         stderr.print(f"[bold red]error:[/] {escape(message)}", highlight=False, soft_wrap=True)
         raise typer.Exit(1) from None
     except KeyboardInterrupt:
+        _log(log_file, "stopped")
         stderr.print(f"\nstopped; nothing is lost. To go on: {escape(resume)}", highlight=False, soft_wrap=True)
         raise typer.Exit(130) from None
 
@@ -261,13 +284,15 @@ def fit(
     overrides: Set = None,
     as_json: AsJson = False,
     overwrite: Overwrite = False,
+    log_file: LogFile = None,
+    verbose: Verbose = False,
 ) -> None:
     """Train the diffusion model on the real defects. Killed and run again, it goes on."""
-    with _reported(_command()):
+    with _reported(_command(), log_file):
         recipe, folder = _load(recipe_path, overrides, out)
         from defectgen.run import run_fit
 
-        facts = run_fit(recipe, folder, progress=_Printer(), overwrite=overwrite)
+        facts = run_fit(recipe, folder, progress=_Printer(log_file, verbose), overwrite=overwrite)
         if as_json:
             _print_json(facts | {"generator": str(folder / "generator")})
         else:
@@ -295,15 +320,17 @@ def synth(
         int | None, typer.Option("--preview", min=1, metavar="N", help="Make N composites to look at, and no more.")
     ] = None,
     overwrite: Overwrite = False,
+    log_file: LogFile = None,
+    verbose: Verbose = False,
 ) -> None:
     """Make the YOLO data set, fitting first where needed."""
-    with _reported(_command()):
+    with _reported(_command(), log_file):
         recipe, folder = _load(recipe_path, overrides, out, focus)
         from defectgen.run import available_cores, run_preview, run_synth
 
         options: dict[str, Any] = {
             "workers": workers or available_cores(),
-            "progress": _Printer(),
+            "progress": _Printer(log_file, verbose),
             "overwrite": overwrite,
         }
         if preview is None:
@@ -381,9 +408,11 @@ def train_yolo(
     focus: Focus = None,
     overwrite: Overwrite = False,
     trust_checkpoint: Trust = False,
+    log_file: LogFile = None,
+    verbose: Verbose = False,
 ) -> None:
     """Train YOLO11 per arm and judge it on held-out real parts, making what is missing first."""
-    with _reported(_command()):
+    with _reported(_command(), log_file):
         chosen = [f"train_yolo.arms=[{arms}]"] if arms else []
         recipe, folder = _load(recipe_path, [*(overrides or []), *chosen], out, focus)
         from defectgen.run import available_cores, run_train_yolo
@@ -392,7 +421,7 @@ def train_yolo(
             recipe,
             folder,
             workers=workers or available_cores(),
-            progress=_Printer(),
+            progress=_Printer(log_file, verbose),
             overwrite=overwrite,
             trust_checkpoint=trust_checkpoint,
         )
@@ -426,9 +455,11 @@ def bench(
     as_json: AsJson = False,
     overwrite: Overwrite = False,
     trust_checkpoint: Trust = False,
+    log_file: LogFile = None,
+    verbose: Verbose = False,
 ) -> None:
     """Measure over budgets and seeds whether the synthetic data helps. Stopped and run again, it goes on."""
-    with _reported(_command()):
+    with _reported(_command(), log_file):
         recipe, _ = _load(recipe_path, overrides, out)
         from defectgen.recipe import Arm
 
@@ -454,7 +485,7 @@ def bench(
             arms=cast(Any, chosen),
             pinned=pinned,
             workers=workers or available_cores(),
-            progress=_Printer(),
+            progress=_Printer(log_file, verbose),
             overwrite=overwrite,
             trust_checkpoint=trust_checkpoint,
         )

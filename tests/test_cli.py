@@ -451,3 +451,19 @@ def test_init_writes_a_recipe_once_and_says_what_it_found(run: Run, tmp_path: Pa
     wrong = run("init", folder, "--recipe", tmp_path / "other.yaml", "--format", "coco")
     assert wrong.exit_code == 1 and "no annotations of them in the format coco" in wrong.stderr
     assert not (tmp_path / "other.yaml").exists()
+
+
+def test_log_file_has_the_command_its_progress_and_its_errors(
+    run: Run, recipe: Path, factory: Factory, tmp_path: Path
+) -> None:
+    log = tmp_path / "logs/run.txt"
+    quiet = run("fit", recipe, "--out", tmp_path / "quiet", "--log-file", log)
+    assert quiet.exit_code == 0
+    lines = log.read_text().splitlines()
+    assert all(line[4] == "-" and line[19:21] == "  " for line in lines)
+    assert any("fit generator 4/4" in line for line in lines)
+    verbose = run("fit", recipe, "--out", tmp_path / "verbose", "--verbose")
+    assert len(verbose.stderr.splitlines()) > len(quiet.stderr.splitlines())
+    assert run("synth", "missing.yaml", "--log-file", log).exit_code == 2
+    added = log.read_text().splitlines()[len(lines) :]
+    assert "error: missing.yaml: cannot be read as a recipe" in added[-1]
