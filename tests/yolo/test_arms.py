@@ -61,6 +61,12 @@ def test_real_share_is_kept(plan_with):
     assert _totals(plan.arms[1]) == {"real": 75, "synthetic": 25, "clean": 0}
 
 
+def test_no_real_share_leaves_the_synthetic_images_alone(plan_with):
+    real, pasted, _ = plan_with(real_share=0).arms
+    assert _totals(pasted) == {"real": 0, "synthetic": 80, "clean": 20}
+    assert _totals(real)["real"] == 80
+
+
 def test_every_arm_has_the_same_background_and_real_images(plan_with):
     plan = plan_with()
     background = [[pair for pair in arm.counts if pair[0].origin == "clean"] for arm in plan.arms]
