@@ -41,9 +41,12 @@ def main() -> None:
 def run_job(job: dict[str, Any], emit: Emit) -> dict[str, Any]:
     """Train as `job` says, or take its `weights`; evaluate them; the figures, for result.json."""
     import ultralytics
+    import ultralytics.data.utils
 
     known = [name for name in _INTEGRATIONS if name in ultralytics.settings]
     ultralytics.settings.update(dict.fromkeys(known, False))
+    # Reading a data set, it would fetch a font for plots that are not made, YOLO_OFFLINE or not.
+    ultralytics.data.utils.check_font = lambda font: None
     if job["model"].endswith(".pt") and (task := ultralytics.YOLO(job["model"]).task) != job["task"]:
         raise SystemExit(
             f"{job['model']}: is a model for {task}, not for {job['task']}; the file name must end in -seg.pt for "
