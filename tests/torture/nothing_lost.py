@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import multiprocessing
 import random
+import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -24,6 +25,12 @@ DONE, REFUSED, CRASHED = 0, 7, 1
 
 def silent(*report: Any) -> None:
     """No progress."""
+
+
+def _tell(out: Path, message: str) -> None:
+    # Not by Path.write_text, which may be made to fail.
+    with out.with_suffix(".txt").open("w") as file:
+        file.write(message)
 
 
 def run_stage(stage: str, recipe: Recipe, out: Path, spoil: Callable[[], None] | None = None) -> None:
@@ -60,10 +67,10 @@ def run_stage(stage: str, recipe: Recipe, out: Path, spoil: Callable[[], None] |
             export(running.read_sources(recipe, out), out / "exported", "coco", progress=silent, overwrite=True)
     except (DefectgenError, OSError) as error:
         # What the command line makes one message of.
-        out.with_suffix(".txt").write_text(str(error))
+        _tell(out, str(error))
         raise SystemExit(REFUSED) from None
     except BaseException:
-        out.with_suffix(".txt").write_text(traceback.format_exc())
+        _tell(out, traceback.format_exc())
         raise SystemExit(CRASHED) from None
 
 
@@ -104,27 +111,23 @@ class FailingWrites:
 
     def __call__(self) -> None:
         count = 0
-        plain_write, plain_replace, plain_rename = Path.write_bytes, Path.replace, Path.rename
 
-        def strike(path: Path) -> None:
+        def strike(path: Any) -> None:
             nonlocal count
             count += 1
             if count >= self.first and (count - self.first) % self.every == 0:
                 raise OSError(errno.EIO, "Input/output error", str(path))
 
-        def write(path: Path, data: bytes) -> int:
-            strike(path)
-            return plain_write(path, data)
+        def failing(plain: Callable[..., Any]) -> Callable[..., Any]:
+            def call(path: Any, *arguments: Any, **options: Any) -> Any:
+                strike(path)
+                return plain(path, *arguments, **options)
 
-        def replace(path: Path, target: Any) -> Path:
-            strike(path)
-            return plain_replace(path, target)
+            return call
 
-        def rename(path: Path, target: Any) -> Path:
-            strike(path)
-            return plain_rename(path, target)
-
-        Path.write_bytes, Path.replace, Path.rename = write, replace, rename  # type: ignore[method-assign,assignment]
+        for owner, names in ((Path, ("write_bytes", "write_text", "replace", "rename")), (shutil, ("copyfile",))):
+            for name in names:
+                setattr(owner, name, failing(getattr(owner, name)))
 
 
 def moments(count: int, seconds: float, seed: int) -> list[float]:

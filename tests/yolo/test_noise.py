@@ -66,6 +66,6 @@ def test_noise_in_place_of_defects_is_not_said_to_help(
         progress=lambda line: None,
     )
     assert results["verdict"]["finding"] in ("hurts", "no difference shown")
-    assert results["verdict"]["num_seeds"] == 3
+    assert results["verdict"]["decided_by"]["num_seeds"] == 3
     # There was something to lose.
     assert results["arms"]["real"]["mean"]["map50"] > 0.3
