@@ -175,8 +175,9 @@ def test_preview_shows_images_of_the_set_before_there_is_one(
 
 
 @pytest.mark.long
-def test_two_workers_give_the_bytes_of_one(fitted: Any, out: Path, made: Path, toys: Any) -> None:
-    synth(fitted.recipe, out, workers=2)
+@pytest.mark.parametrize("workers", [2, 4])
+def test_several_workers_give_the_bytes_of_one(fitted: Any, out: Path, made: Path, toys: Any, workers: int) -> None:
+    synth(fitted.recipe, out, workers=workers)
     assert toys.read_tree(out / "dataset") == toys.read_tree(made / "dataset")
 
 

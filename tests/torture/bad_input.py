@@ -18,6 +18,7 @@ ROWS = "0 0.25 0.3 0.1 0.12\n1 0.7 0.6 0.08 0.1\n"
 HEIGHT, WIDTH = 96, 128
 # The file that most kinds damage; the others of the set stay good.
 VICTIM = "p2"
+SPLITS = "train: train/images\nval: test/images\n"
 
 
 @dataclass(frozen=True)
@@ -25,11 +26,13 @@ class Kind:
     """A kind of bad input.
 
     Attributes:
-        spoil: changes the set in a folder; the file at fault, relative to it.
+        spoil: changes the set in a folder, of training images the one of that name; the file at fault, relative to it.
+        of_a_file: whether it is a fault of one image or label, and not of the whole set.
     """
 
     name: str
-    spoil: Callable[[Path], str]
+    spoil: Callable[[Path, str], str]
+    of_a_file: bool = True
 
 
 def part(seed: int) -> np.ndarray:
@@ -39,86 +42,87 @@ def part(seed: int) -> np.ndarray:
     image = base + rng.normal(0, 3, base.shape)
     for x, y in ((0.25, 0.3), (0.7, 0.6)):
         centre = int(x * WIDTH) + int(rng.integers(-3, 4)), int(y * HEIGHT) + int(rng.integers(-2, 3))
-        cv2.ellipse(image, centre, (5, 4), 30 * seed, 0, 360, (20, 30, 200), -1)
+        shade = int(rng.integers(0, 60))
+        cv2.ellipse(image, centre, (5, int(rng.integers(2, 6))), 30 * seed, 0, 360, (shade, shade, 200), -1)
     return np.clip(image, 0, 255).astype(np.uint8)
 
 
-def write_good_set(root: Path) -> None:
-    """Six training and two test images of 128 x 96 px with two defects each, and data.yaml."""
-    for split, numbers in (("train", range(6)), ("test", range(6, 8))):
+def write_good_set(root: Path, num_train: int = 6, num_test: int = 2) -> None:
+    """Training and test images of 128 x 96 px with two defects each, and data.yaml."""
+    for split, numbers in (("train", range(num_train)), ("test", range(num_train, num_train + num_test))):
         for folder in ("images", "labels"):
             (root / split / folder).mkdir(parents=True)
         for number in numbers:
             (root / split / "images" / f"p{number}.png").write_bytes(encode_image(part(number), "png"))
             (root / split / "labels" / f"p{number}.txt").write_text(ROWS)
-    (root / "data.yaml").write_text(f"train: train/images\nval: test/images\nnames: [{', '.join(CLASSES)}]\n")
+    (root / "data.yaml").write_text(f"{SPLITS}names: [{', '.join(CLASSES)}]\n")
 
 
-def _text(content: str | bytes) -> Callable[[Path], str]:
-    def spoil(root: Path) -> str:
-        path = root / "train/labels" / f"{VICTIM}.txt"
+def _text(content: str | bytes) -> Callable[[Path, str], str]:
+    def spoil(root: Path, victim: str) -> str:
+        path = root / "train/labels" / f"{victim}.txt"
         path.write_bytes(content.encode() if isinstance(content, str) else content)
         return path.relative_to(root).as_posix()
 
     return spoil
 
 
-def _row(row: str) -> Callable[[Path], str]:
+def _row(row: str) -> Callable[[Path, str], str]:
     return _text(f"{ROWS}{row}\n")
 
 
-def _image(data: bytes, suffix: str = ".png") -> Callable[[Path], str]:
-    def spoil(root: Path) -> str:
-        (root / "train/images" / f"{VICTIM}.png").unlink()
-        path = root / "train/images" / f"{VICTIM}{suffix}"
+def _image(data: bytes, suffix: str = ".png") -> Callable[[Path, str], str]:
+    def spoil(root: Path, victim: str) -> str:
+        (root / "train/images" / f"{victim}.png").unlink()
+        path = root / "train/images" / f"{victim}{suffix}"
         path.write_bytes(data)
         return path.relative_to(root).as_posix()
 
     return spoil
 
 
-def _yaml(content: str) -> Callable[[Path], str]:
-    def spoil(root: Path) -> str:
-        (root / "data.yaml").write_text(content)
+def _of_the_set(name: str, data_yaml: str) -> Kind:
+    def spoil(root: Path, victim: str) -> str:
+        (root / "data.yaml").write_text(data_yaml)
         return "data.yaml"
 
-    return spoil
+    return Kind(name, spoil, of_a_file=False)
 
 
-def _in_test(change: Callable[[np.ndarray], np.ndarray], suffix: str = "png") -> Callable[[Path], str]:
+def _in_test(change: Callable[[np.ndarray], np.ndarray], suffix: str = "png") -> Callable[[Path, str], str]:
     """The picture of a training image once more among the test images."""
 
-    def spoil(root: Path) -> str:
-        path = root / "test/images" / f"again.{suffix}"
-        ok, data = cv2.imencode(f".{suffix}", np.ascontiguousarray(change(part(2)))[..., ::-1])
+    def spoil(root: Path, victim: str) -> str:
+        path = root / "test/images" / f"again_{victim}.{suffix}"
+        ok, data = cv2.imencode(f".{suffix}", np.ascontiguousarray(change(part(int(victim[1:]))))[..., ::-1])
         assert ok
         path.write_bytes(data.tobytes())
-        (root / "test/labels/again.txt").write_text(ROWS)
+        (root / "test/labels" / f"again_{victim}.txt").write_text(ROWS)
         return path.relative_to(root).as_posix()
 
     return spoil
 
 
-def _missing_label(root: Path) -> str:
-    path = root / "train/labels" / f"{VICTIM}.txt"
+def _missing_label(root: Path, victim: str) -> str:
+    path = root / "train/labels" / f"{victim}.txt"
     path.unlink()
     return path.relative_to(root).as_posix()
 
 
-def _label_folder(root: Path) -> str:
-    name = _missing_label(root)
+def _label_folder(root: Path, victim: str) -> str:
+    name = _missing_label(root, victim)
     (root / name).mkdir()
     return name
 
 
-def _label_without_image(root: Path) -> str:
-    (root / "train/images" / f"{VICTIM}.png").unlink()
-    return f"train/labels/{VICTIM}.txt"
+def _label_without_image(root: Path, victim: str) -> str:
+    (root / "train/images" / f"{victim}.png").unlink()
+    return f"train/labels/{victim}.txt"
 
 
-def _shared_label(root: Path) -> str:
-    (root / "train/images" / f"{VICTIM}.jpg").write_bytes(encode_image(part(9), "jpg"))
-    return f"train/labels/{VICTIM}.txt"
+def _shared_label(root: Path, victim: str) -> str:
+    (root / "train/images" / f"{victim}.jpg").write_bytes(encode_image(part(9), "jpg"))
+    return f"train/labels/{victim}.txt"
 
 
 def _jpeg() -> bytes:
@@ -195,17 +199,10 @@ KINDS = (
     Kind("training image among the test images", _in_test(lambda image: image)),
     Kind("training image re-encoded among the test images", _in_test(lambda image: image, "jpg")),
     Kind("training image mirrored among the test images", _in_test(lambda image: image[:, ::-1])),
-    Kind("data.yaml is no YAML", _yaml("names: [scratch, pit\ntrain: : x")),
-    Kind("data.yaml without names", _yaml("train: train/images\nval: test/images\n")),
-    Kind(
-        "class names numbered with a gap", _yaml("train: train/images\nval: test/images\nnames: {0: scratch, 2: pit}\n")
-    ),
-    Kind("class name twice", _yaml("train: train/images\nval: test/images\nnames: [pit, pit]\n")),
-    Kind(
-        "class without a defect",
-        _yaml(f"train: train/images\nval: test/images\nnames: [{', '.join(CLASSES)}, stain]\n"),
-    ),
-    Kind(
-        "data.yaml with a Python object", _yaml("train: train/images\nval: test/images\nnames: !!python/tuple [a, b]\n")
-    ),
+    _of_the_set("data.yaml is no YAML", "names: [scratch, pit\ntrain: : x"),
+    _of_the_set("data.yaml without names", "train: train/images\nval: test/images\n"),
+    _of_the_set("class names numbered with a gap", f"{SPLITS}names: {{0: scratch, 2: pit}}\n"),
+    _of_the_set("class name twice", f"{SPLITS}names: [pit, pit]\n"),
+    _of_the_set("class without a defect", f"{SPLITS}names: [{', '.join(CLASSES)}, stain]\n"),
+    _of_the_set("data.yaml with a Python object", f"{SPLITS}names: !!python/tuple [a, b]\n"),
 )

@@ -18,7 +18,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from bad_input import KINDS, Kind, write_good_set
+from bad_input import KINDS, VICTIM, Kind, write_good_set
 
 from defectgen.yolo.environment import worker_environment
 
@@ -38,7 +38,7 @@ def main() -> None:
 
 def by_defectgen(kind: Kind, root: Path) -> bool:
     write_good_set(root)
-    kind.spoil(root)
+    kind.spoil(root, VICTIM)
     command = [sys.executable, "-m", "defectgen", "check", str(root), "--format", "yolo", "--strict"]
     return subprocess.run(command, capture_output=True).returncode != 0
 
@@ -62,7 +62,7 @@ def ask_ultralytics(scratch: Path) -> None:
     for number, kind in enumerate(KINDS):
         root = scratch / f"u{number}"
         write_good_set(root)
-        at_fault = Path(kind.spoil(root)).name
+        at_fault = Path(kind.spoil(root, VICTIM)).name
         said = io.StringIO()
         handler = logging.StreamHandler(said)
         LOGGER.addHandler(handler)

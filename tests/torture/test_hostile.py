@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from bad_input import KINDS, write_good_set
+from bad_input import KINDS, VICTIM, write_good_set
 
 from defectgen.data.look import look
 from defectgen.dataset.verify import verify_dataset
@@ -162,7 +162,7 @@ def test_generator_with_code_of_its_own(tmp_path: Path, fitted: Any, mark: Path)
 def test_decompression_bomb(data: Path) -> None:
     (kind,) = (kind for kind in KINDS if kind.name == "decompression bomb")
     with pytest.raises(DataError, match="megapixels; cut it into tiles first"):
-        read_rgb(data / kind.spoil(data))
+        read_rgb(data / kind.spoil(data, VICTIM))
 
 
 def test_xml_bomb(tmp_path: Path, data: Path) -> None:
