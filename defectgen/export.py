@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import cv2
+import filelock
 import numpy as np
 
 from defectgen.boxes import polygon_mask
-from defectgen.errors import DataError, UsageError
+from defectgen.errors import DataError, RunError, UsageError
 from defectgen.images import encode_image, is_plain, read_rgb
 from defectgen.records import Annotation, LabelledImage, Polygon, Sources
 from defectgen.seeds import numpy_rng
@@ -63,6 +64,7 @@ def export(sources: Sources, out: Path, to: str, *, progress: Progress, overwrit
 
     Raises:
         UsageError: `out` is there and `overwrite` is false.
+        RunError: another process is writing it.
         DataError: a file of the source is faulty, or the format cannot hold the classes.
     """
     faulty = [problem for problem in sources.problems if problem.severity == "error" and Path(problem.path).exists()]
@@ -81,15 +83,24 @@ def export(sources: Sources, out: Path, to: str, *, progress: Progress, overwrit
     ]
     if not splits:
         raise DataError("export: the source holds no image")
-    partial = out.with_name(f".{out.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    for split in splits:
-        FORMATS[to](split, partial, progress)
-    if to.startswith("yolo") and to != "yolo-cls":
-        _write_data_yaml(splits, partial)
-    shutil.rmtree(out, ignore_errors=True)
-    partial.rename(out)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    lock = filelock.FileLock(out.with_name(f".{out.name}.lock"), timeout=0)
+    try:
+        lock.acquire()
+    except filelock.Timeout:
+        raise RunError(f"{out}: another process is writing it; wait for it, or choose another --out") from None
+    try:
+        partial = out.with_name(f".{out.name}.partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir()
+        for split in splits:
+            FORMATS[to](split, partial, progress)
+        if to.startswith("yolo") and to != "yolo-cls":
+            _write_data_yaml(splits, partial)
+        shutil.rmtree(out, ignore_errors=True)
+        partial.rename(out)
+    finally:
+        lock.release()
     marks = [mark for split in splits for item in split.items for mark in item.image.annotations]
     takes_outlines = to in ("yolo-seg", "yolo-obb", "masks")
     return {

@@ -11,13 +11,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import filelock
 import numpy as np
 import pytest
 from PIL import Image
 
 from defectgen.data.look import look
 from defectgen.draft import read_layout
-from defectgen.errors import DataError, UsageError
+from defectgen.errors import DataError, RunError, UsageError
 from defectgen.export import FORMATS, export
 from defectgen.images import encode_image, read_rgb
 from defectgen.records import Annotation, LabelledImage, Problem, Sources
@@ -231,6 +232,13 @@ def test_nothing_is_overwritten_or_left_half_written(
     with pytest.raises(OSError, match="No space"):
         export(sources, out, "coco", progress=silent, overwrite=True)
     assert sorted(path.relative_to(out) for path in out.rglob("*")) == before
+
+
+def test_one_process_at_a_time_writes_a_folder(sources: Sources, tmp_path: Path) -> None:
+    with filelock.FileLock(tmp_path / ".out.lock"), pytest.raises(RunError, match="another process is writing it"):
+        export(sources, tmp_path / "out", "yolo", progress=silent)
+    export(sources, tmp_path / "out", "yolo", progress=silent)
+    assert {path.name for path in tmp_path.iterdir()} == {"in", "out", ".out.lock"}
 
 
 @pytest.mark.parametrize(
