@@ -97,7 +97,7 @@ def run_bench(
     if overwrite:
         rows = [row for row in rows if row.get("settings") == settings]
     _refuse_others(rows, "settings", settings, table)
-    defects = _check_budgets(cells, out)
+    budgets = _check_budgets(cells, out)
     summary: dict[str, Any] = {}
     for number, ((k, seed), cell) in enumerate(cells.items(), 1):
         name = f"run {number} of {len(cells)}, K {k}, seed {seed}"
@@ -112,7 +112,7 @@ def run_bench(
         # Until a cell is done again, its rows stay: they say which arms it has.
         rows = [row for row in rows if (row["k"], row["seed"]) != (k, seed)]
         _refuse_others(rows, "test", results["test_sha256"], table)
-        measured_with = {"settings": settings, "test": results["test_sha256"], "defects": defects[k, seed]}
+        measured_with = {"settings": settings, "test": results["test_sha256"], **budgets[k, seed]}
         of_cell = [
             row | measured_with for row in cell_rows(results, recipe=recipe.name, profile=profile, k=k, seed=seed)
         ]
@@ -164,20 +164,22 @@ def _refuse_others(rows: Sequence[dict[str, Any]], name: str, value: str, table:
             )
 
 
-def _check_budgets(cells: dict[tuple[int, int], Recipe], out: Path) -> dict[tuple[int, int], dict[str, int]]:
-    """Real defects per class of each cell: whole images are drawn, so that common classes may have more than K.
+def _check_budgets(cells: dict[tuple[int, int], Recipe], out: Path) -> dict[tuple[int, int], dict[str, Any]]:
+    """Of each cell the real defects per class (whole images are drawn, so that common ones may have more than K), and
+    of how many groups: few groups show few kinds of defect, however many there are.
 
     Raises:
         RunError: a class has fewer than K, or two seeds draw the same images: their spread would not be that of draws.
     """
-    defects: dict[tuple[int, int], dict[str, int]] = {}
+    budgets: dict[tuple[int, int], dict[str, Any]] = {}
     drawn: dict[tuple[int, tuple[str, ...]], int] = {}
     for (k, seed), cell in cells.items():
         sources = load_sources(cell, out / "demo")
         require_usable(sources)
         counts = Counter(mark.class_id for image in sources.train for mark in image.annotations)
-        defects[k, seed] = {name: counts[class_id] for class_id, name in enumerate(sources.class_names)}
-        name, fewest = min(defects[k, seed].items(), key=lambda item: item[1])
+        defects = {name: counts[class_id] for class_id, name in enumerate(sources.class_names)}
+        budgets[k, seed] = {"defects": defects, "groups": len({image.group for image in sources.train})}
+        name, fewest = min(defects.items(), key=lambda item: item[1])
         if fewest < k:
             raise RunError(f"bench: class {name!r} has {fewest} real defects for training, not K = {k}; lower --k")
         other = drawn.setdefault((k, tuple(image.name for image in sources.train)), seed)
@@ -186,7 +188,7 @@ def _check_budgets(cells: dict[tuple[int, int], Recipe], out: Path) -> dict[tupl
                 f"bench: seeds {other} and {seed} draw the same {len(sources.train)} real images at K = {k}; "
                 "lower --k, or mark more defects"
             )
-    return defects
+    return budgets
 
 
 def _rows_on_disk(table: Path) -> list[dict[str, Any]]:

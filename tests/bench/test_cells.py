@@ -157,6 +157,7 @@ def test_rows_of_other_cells_stay_and_enter_the_summary(recipe: Recipe, tmp_path
         "stain": True,
         "dent": True,
     }
+    assert read(tmp_path / "small")[-1]["groups"] > 1
     for damaged in ("{", '{"k": 5, "seed": 0, "arm": "reall"}', '{"k": "5", "seed": 0, "arm": "real"}'):
         (tmp_path / "small/bench.jsonl").write_text(damaged)
         with pytest.raises(RunError, match=r"bench\.jsonl: is damaged"):
