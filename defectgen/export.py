@@ -22,6 +22,8 @@ from defectgen.studio import Progress
 from defectgen.yolo.tiles import CROP_PX, Task, crop_side, crop_tiles, cut_tiles, label_text, square
 
 CLEAN_CLASS = "clean"
+# In every folder that export writes: no other is ever replaced.
+MARK = ".defectgen-export"
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,7 @@ def export(sources: Sources, out: Path, to: str, *, progress: Progress, overwrit
         format, folder, images and defects per split, boxes_as_outlines.
 
     Raises:
-        UsageError: `out` is there and `overwrite` is false.
+        UsageError: `out` is there, and `overwrite` is false or it is none of export's.
         RunError: another process is writing it.
         DataError: a file of the source is faulty, or the format cannot hold the classes.
     """
@@ -73,6 +75,10 @@ def export(sources: Sources, out: Path, to: str, *, progress: Progress, overwrit
         raise DataError(f"{faulty[0]}{more}")
     if out.exists() and not overwrite:
         raise UsageError(f"{out}: is there already; name another --out, or --overwrite to replace it")
+    if out.exists() and not (out / MARK).is_file():
+        raise UsageError(
+            f"{out}: was not written by export (it has no {MARK}), and is not replaced; name another --out"
+        )
     splits = [
         _Split(name, _items(images), sources.class_names)
         for name, images in (
@@ -97,6 +103,7 @@ def export(sources: Sources, out: Path, to: str, *, progress: Progress, overwrit
             FORMATS[to](split, partial, progress)
         if to.startswith("yolo") and to != "yolo-cls":
             _write_data_yaml(splits, partial)
+        (partial / MARK).write_text(f"{to}\n")
         shutil.rmtree(out, ignore_errors=True)
         partial.rename(out)
     finally:

@@ -234,6 +234,15 @@ def test_nothing_is_overwritten_or_left_half_written(
     assert sorted(path.relative_to(out) for path in out.rglob("*")) == before
 
 
+def test_folder_of_somebody_elses_is_never_replaced(sources: Sources, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"was not written by export .*, and is not replaced"):
+        export(sources, tmp_path / "in", "yolo", progress=silent, overwrite=True)
+    assert all(image.path.is_file() for image in sources.train_pool)
+    for to in ("yolo", "coco"):
+        export(sources, tmp_path / "out", to, progress=silent, overwrite=True)
+    assert not (tmp_path / "out/data.yaml").exists()
+
+
 def test_one_process_at_a_time_writes_a_folder(sources: Sources, tmp_path: Path) -> None:
     with filelock.FileLock(tmp_path / ".out.lock"), pytest.raises(RunError, match="another process is writing it"):
         export(sources, tmp_path / "out", "yolo", progress=silent)
