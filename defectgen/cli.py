@@ -125,6 +125,8 @@ def _reported(resume: str, log_file: Path | None = None) -> Iterator[None]:
             raise
         place = f"{error.filename}: " if error.filename else ""
         message = f"{place}{error.strerror or error}; check the disk and who may write there, then run it again"
+        with contextlib.suppress(OSError):  # It may be the log file's disk.
+            _log(log_file, f"error: {message}")
         stderr.print(f"[bold red]error:[/] {escape(message)}", highlight=False, soft_wrap=True)
         raise typer.Exit(1) from None
     except KeyboardInterrupt:

@@ -120,6 +120,15 @@ CHANGES: dict[str, Callable[[Any], dict[str, Any]]] = {
 }
 
 
+def test_loaded_models_say_whether_their_twin_is_a_photograph(fitted: Any, generator: Path) -> None:
+    facts = json.loads((generator / "fit.json").read_text())
+    assert len(facts["photographed"]) == facts["num_defects"]
+    facts["photographed"] = [number % 2 == 0 for number in range(facts["num_defects"])]
+    (generator / "fit.json").write_text(json.dumps(facts))
+    studio = load_studio(fitted.recipe, fitted.sources, generator)
+    assert [model.photographed for model in studio.models] == facts["photographed"]
+
+
 @pytest.mark.parametrize("change", CHANGES)
 def test_generator_of_other_settings_is_refused(fitted: Any, generator: Path, change: str) -> None:
     recipe = fitted.recipe.model_copy(update=CHANGES[change](fitted.recipe))

@@ -111,6 +111,8 @@ def run_bench(
         )
         # Until a cell is done again, its rows stay: they say which arms it has.
         rows = [row for row in rows if (row["k"], row["seed"]) != (k, seed)]
+        if overwrite:
+            rows = [row for row in rows if row["test"] == results["test_sha256"]]
         _refuse_others(rows, "test", results["test_sha256"], table)
         measured_with = {"settings": settings, "test": results["test_sha256"], **budgets[k, seed]}
         of_cell = [

@@ -216,7 +216,7 @@ def _plan_arm(
     counts = tuple(
         pair
         for origin, pool in pools.items()
-        for pair in draw(pool, places[origin], numpy_rng(seed, "yolo", "list", pool[0].origin if pool else ""))
+        for pair in draw(pool, places[origin], numpy_rng(seed, "yolo", "list", origin))
     )
     available: dict[str, int] = {**{origin: len(pool) for origin, pool in pools.items()}, "clean": clean_available}
     return ArmPlan(name, counts, available, schedule)

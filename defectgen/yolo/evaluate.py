@@ -172,7 +172,8 @@ def evaluate_crops(
     truth = np.array([int(path.parent.name) for path in files])
     model = YOLO(str(weights))
     model.add_callback("on_predict_start", on_start)
-    found: Any = model.predict([str(path) for path in files], imgsz=imgsz, batch=batch, device=device, verbose=False)
+    names = [str(path) for path in files]
+    found: Any = model.predict(names, imgsz=imgsz, batch=batch, device=device, verbose=False, stream=True)
     shares = np.stack([one.probs.data.float().cpu().numpy() for one in found])
     # A class that no training crop shows has no output: by number, as they were trained.
     shown = [int(name) for _, name in sorted(model.names.items())]
@@ -188,7 +189,6 @@ def evaluate_crops(
     )
     accuracies = [_share(guess[truth == number] == number) for number in range(len(class_names) + 1)]
     known = [accuracy for accuracy in accuracies if accuracy is not None]
-    names = [*class_names, "clean"]
     return {
         "accuracy": _share(guess == truth),
         "mean_class_accuracy": float(np.mean(known)),
@@ -196,7 +196,7 @@ def evaluate_crops(
         "confidence_at_fp": at_alarms[1] if at_alarms else None,
         "per_class": [
             {"class": name, "defects": int((truth == number).sum()), "accuracy": accuracies[number]}
-            for number, name in enumerate(names)
+            for number, name in enumerate([*class_names, "clean"])
         ],
         "test_files": len(files),
         "test_defects": int((~is_clean).sum()),

@@ -34,8 +34,9 @@ class Difference:
     high: float
     num_seeds: int
 
-    def __str__(self) -> str:
-        return f"{self.mean:+.1f} points against {self.against} (95 % interval {self.low:+.1f} to {self.high:+.1f}"
+    def phrase(self, more: str = "") -> str:
+        interval = f"95 % interval {self.low:+.1f} to {self.high:+.1f}"
+        return f"{self.mean:+.1f} points against {self.against} ({interval}{more})"
 
 
 @dataclass(frozen=True)
@@ -67,12 +68,10 @@ class Verdict:
             if rival == REAL_ARM
             else f"Adding the synthetic images is worse than {rival.removeprefix('real+')}",
         }[self.finding]
-        line = (
-            f"{what}: on {num_test_images} real held-out images {self.figure} changes by {self.decided_by}, over "
-            f"{self.decided_by.num_seeds} {over})"
-        )
+        decided = self.decided_by.phrase(f", over {self.decided_by.num_seeds} {over}")
+        line = f"{what}: on {num_test_images} real held-out images {self.figure} changes by {decided}"
         if self.over_real is not None:
-            line += f", and by {self.over_real})"
+            line += f", and by {self.over_real.phrase()}"
         if self.left_out:
             line += f"; not compared for want of seeds: {', '.join(self.left_out)}"
         return line + "."

@@ -196,6 +196,10 @@ def test_rows_of_other_settings_or_another_test_set_are_not_mixed(recipe: Recipe
     assert read(tmp_path / "small") == before
     bench(other, tmp_path, ks=[2, 5], num_seeds=1, overwrite=True)
     assert [(row["k"], row["test"]) for row in read(tmp_path / "small")][::3] == [(2, "u"), (5, "u")]
+    # Other test images under the same settings: what is there is replaced, cell by cell.
+    runs.test = "v"
+    bench(other, tmp_path, ks=[2, 5], num_seeds=1, overwrite=True)
+    assert {row["test"] for row in read(tmp_path / "small")} == {"v"}
 
 
 def test_settings_are_the_same_wherever_the_data_lie(recipe: Recipe, tmp_path: Path) -> None:

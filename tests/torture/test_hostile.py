@@ -7,7 +7,6 @@ import shutil
 import subprocess
 import sys
 import zlib
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -210,8 +209,3 @@ def made_set(tmp_path: Path, toys: Any, demo_sources: Any) -> Path:
     )
     assert verify_dataset(folder) == []
     return folder
-
-
-def test_twelve_ways_and_more_are_tried() -> None:
-    tried: list[Callable[..., None]] = [value for name, value in globals().items() if name.startswith("test_")]
-    assert len(tried) > 12

@@ -18,9 +18,12 @@ from defectgen.errors import DataError
 from defectgen.images import read_rgb
 from defectgen.recipe import Recipe
 
-# How often: in the default tests, and with -m torture.
-FEW, MANY = 2, 34
 STAGES = {"fit": "generator", "synth": "dataset", "export": "exported"}
+
+
+def times(many: int) -> pytest.MarkDecorator:
+    """A few times in the default tests, `many` with -m torture."""
+    return pytest.mark.parametrize("count", [2, pytest.param(many, marks=pytest.mark.torture)])
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +78,9 @@ def assert_nothing_torn(out: Path) -> None:
             assert all(json.loads(line) for line in path.read_text().splitlines())
 
 
-def kill_and_go_on(stage: str, count: int, recipe: Recipe, whole: Any, before: Any, toys: Any) -> None:
+@times(34)
+@pytest.mark.parametrize("stage", STAGES)
+def test_killed_it_goes_on(stage: str, count: int, recipe: Recipe, whole: Any, before: Any, toys: Any) -> None:
     expected = content(whole[0], stage, toys)
     killed = 0
     for moment in moments(count, whole[1][stage], seed=1):
@@ -89,18 +94,11 @@ def kill_and_go_on(stage: str, count: int, recipe: Recipe, whole: Any, before: A
     assert killed >= count
 
 
-@pytest.mark.parametrize("stage", STAGES)
-def test_killed_a_few_times(stage: str, recipe: Recipe, whole: Any, before: Any, toys: Any) -> None:
-    kill_and_go_on(stage, FEW, recipe, whole, before, toys)
-
-
-@pytest.mark.torture
-@pytest.mark.parametrize("stage", STAGES)
-def test_killed_a_hundred_times(stage: str, recipe: Recipe, whole: Any, before: Any, toys: Any) -> None:
-    kill_and_go_on(stage, MANY, recipe, whole, before, toys)
-
-
-def starve_and_go_on(stage: str, count: int, recipe: Recipe, whole: Any, before: Any, toys: Any, disk: Any) -> None:
+@times(25)
+@pytest.mark.parametrize("stage", ["fit", "synth"])
+def test_out_of_disk_it_goes_on_elsewhere(
+    stage: str, count: int, recipe: Recipe, whole: Any, before: Any, toys: Any, disk: Any
+) -> None:
     expected = content(whole[0], stage, toys)
     made = sum(path.stat().st_size for path in (whole[0] / STAGES[stage]).rglob("*") if path.is_file())
     failed = 0
@@ -146,18 +144,9 @@ def disk(tmp_path: Path) -> Iterator[Any]:
     unmount()
 
 
-@pytest.mark.parametrize("stage", ["fit", "synth"])
-def test_disk_is_full(stage: str, recipe: Recipe, whole: Any, before: Any, toys: Any, disk: Any) -> None:
-    starve_and_go_on(stage, FEW, recipe, whole, before, toys, disk)
-
-
-@pytest.mark.torture
-@pytest.mark.parametrize("stage", ["fit", "synth"])
-def test_disk_is_full_at_25_sizes(stage: str, recipe: Recipe, whole: Any, before: Any, toys: Any, disk: Any) -> None:
-    starve_and_go_on(stage, 25, recipe, whole, before, toys, disk)
-
-
-def fail_and_go_on(stage: str, count: int, recipe: Recipe, whole: Any, before: Any, toys: Any) -> None:
+@times(25)
+@pytest.mark.parametrize("stage", STAGES)
+def test_writes_fail_from_the_nth(stage: str, count: int, recipe: Recipe, whole: Any, before: Any, toys: Any) -> None:
     expected = content(whole[0], stage, toys)
     refused = 0
     for first in range(1, count + 1):
@@ -172,20 +161,10 @@ def fail_and_go_on(stage: str, count: int, recipe: Recipe, whole: Any, before: A
     assert refused >= min(count, 3) - 1
 
 
-@pytest.mark.parametrize("stage", STAGES)
-def test_writes_fail(stage: str, recipe: Recipe, whole: Any, before: Any, toys: Any) -> None:
-    fail_and_go_on(stage, FEW, recipe, whole, before, toys)
-
-
-@pytest.mark.torture
-@pytest.mark.parametrize("stage", STAGES)
-def test_every_nth_write_fails(stage: str, recipe: Recipe, whole: Any, before: Any, toys: Any) -> None:
-    fail_and_go_on(stage, 25, recipe, whole, before, toys)
-
-
-def four_at_once(rounds: int, recipe: Recipe, whole: Any, before: Any, toys: Any) -> None:
+@times(20)
+def test_four_processes_on_one_folder(count: int, recipe: Recipe, whole: Any, before: Any, toys: Any) -> None:
     expected = content(whole[0], "synth", toys)
-    for _ in range(rounds):
+    for _ in range(count):
         out = before("synth")
         processes = [start("synth", recipe, out) for _ in range(4)]
         for process in processes:
@@ -196,15 +175,6 @@ def four_at_once(rounds: int, recipe: Recipe, whole: Any, before: Any, toys: Any
             assert "is in use by" in out.with_suffix(".txt").read_text()
         assert content(out, "synth", toys) == expected
         assert_nothing_torn(out)
-
-
-def test_four_processes_on_one_folder(recipe: Recipe, whole: Any, before: Any, toys: Any) -> None:
-    four_at_once(FEW, recipe, whole, before, toys)
-
-
-@pytest.mark.torture
-def test_four_processes_on_one_folder_twenty_times(recipe: Recipe, whole: Any, before: Any, toys: Any) -> None:
-    four_at_once(20, recipe, whole, before, toys)
 
 
 def test_read_only_folder_is_one_message(recipe: Recipe, whole: Any, tmp_path: Path) -> None:
