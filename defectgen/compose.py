@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import cv2
 import numpy as np
@@ -36,6 +37,12 @@ from defectgen.seeds import derive_seed, numpy_rng
 from defectgen.studio import Studio
 from defectgen.windows import crop_window, resize, window_inside
 
+if TYPE_CHECKING:
+    from defectgen.diffusion.pipelines import DefectInpaintPipeline, DefectOutput
+
+NO_PLACE = "no fitting place"
+# At this strength the model gives back what it is shown, as well as it can.
+HARDLY_NOISED = 0.05
 # Windows drawn together. Fixed, since the size of a batch changes the last bits of what is drawn in it.
 MICRO_BATCH = 4
 # So many real defects are tried for one that has a place like its own, each in so many turns and sizes: tried in one,
@@ -43,6 +50,10 @@ MICRO_BATCH = 4
 MODELS_TRIED, TURNS_TRIED = 8, 6
 # So many of these searches without a place are made for a class on one image: the next would take as long.
 SEARCHES = 4
+
+
+# A refused drawing: why, and its window before and after, both uint8 (p, p, 3) at the generator's scale.
+Watch = Callable[[Rejection, np.ndarray, np.ndarray], None]
 
 
 @dataclass
@@ -55,8 +66,8 @@ class _Canvas:
     placed: list[PlacedDefect]
 
 
-def compose(recipe: Recipe, sources: Sources, studio: Studio, index: int) -> Composite:
-    """Image `index` of the set.
+def compose(recipe: Recipe, sources: Sources, studio: Studio, index: int, *, watch: Watch | None = None) -> Composite:
+    """Image `index` of the set. `watch` is shown every drawing that is refused.
 
     Raises:
         RunError: no defect was accepted on any of the clean images tried.
@@ -70,7 +81,7 @@ def compose(recipe: Recipe, sources: Sources, studio: Studio, index: int) -> Com
     rejected: list[Rejection] = []
     for attempt in range(recipe.synth.max_tries):
         base = base_image(recipe, sources, index, attempt=attempt)
-        canvas = _fill(recipe, sources, studio, base, index, attempt, rejected)
+        canvas = _fill(recipe, sources, studio, base, index, attempt, rejected, watch)
         if canvas.placed:
             return Composite(
                 index,
@@ -88,7 +99,7 @@ def compose(recipe: Recipe, sources: Sources, studio: Studio, index: int) -> Com
     listed = ", ".join(f"{count} x {reason}" for reason, count in sorted(reasons.items(), key=lambda pair: -pair[1]))
     raise RunError(
         f"image {index}: no defect was accepted on {recipe.synth.max_tries} clean images ({listed}); "
-        "look at `defectgen synth --set synth.num_images=8`, fit longer (generator.steps), or screen less "
+        "look at `defectgen synth --preview 8`, fit longer (generator.steps), or screen less "
         "(screen.min_probability, screen.min_contrast, labels.min_change)"
     )
 
@@ -116,6 +127,7 @@ def _fill(
     index: int,
     attempt: int,
     rejected: list[Rejection],
+    watch: Watch | None,
 ) -> _Canvas:
     image = read_rgb(base.path)
     canvas = _Canvas(image, np.zeros(image.shape[:2], np.uint8), [a.xyxy for a in base.annotations], [])
@@ -151,9 +163,7 @@ def _fill(
             if placement is None:
                 searched[wanted[slot]] += 1
                 rejected.append(
-                    Rejection(
-                        wanted[slot], "no fitting place", f"none free that is like that of up to {MODELS_TRIED} models"
-                    )
+                    Rejection(wanted[slot], NO_PLACE, f"none free that is like that of up to {MODELS_TRIED} models")
                 )
             else:
                 candidates.append((slot, placement))
@@ -168,6 +178,9 @@ def _fill(
             verdict = _judge(recipe, studio, canvas, placement, drawn[number])
             if isinstance(verdict, Rejection):
                 rejected.append(verdict)
+                if watch is not None:
+                    before = window_view(canvas.image, placement.window, recipe.generator.window_px)
+                    watch(verdict, before, drawn[number].image)
             else:
                 filled.add(slot)
         wanted = [class_id for slot, class_id in enumerate(wanted) if slot not in filled]
@@ -251,12 +264,15 @@ def _draw(
             )
             copy = crop_window(with_copy, placement.window)
             starts.append(_Drawn(resize(copy, window_px), placement.outline, copy, copied))
-    output = studio.pipeline(
+    regions = np.stack([placement.region for placement in padded])
+    patches = np.stack([np.concatenate([start.image, start.outline[..., None]], axis=2) for start in starts])
+    draw = studio.pipeline if starts[0].copied is None else partial(redraw, studio.pipeline)
+    output = draw(
         windows,
-        np.stack([placement.region for placement in padded]),
+        regions,
         class_ids,
         seeds=seeds,
-        patches=np.stack([np.concatenate([start.image, start.outline[..., None]], axis=2) for start in starts]),
+        patches=patches,
         strength=strength,
         num_steps=config.num_steps,
         guidance=config.guidance,
@@ -266,6 +282,31 @@ def _draw(
         for image, mask, start in zip(output.images, output.masks, starts, strict=True)
     ]
     return drawn[: len(placements)]
+
+
+def redraw(
+    pipeline: DefectInpaintPipeline,
+    windows: np.ndarray,
+    regions: np.ndarray,
+    class_ids: Sequence[int],
+    *,
+    patches: np.ndarray,
+    strength: float,
+    num_steps: int,
+    **settings: Any,
+) -> DefectOutput:
+    """`pipeline` drawing over copies, of which it keeps what it cannot render: arguments and result are the pipeline's.
+
+    What drawing changed is what differs from how the model renders the copy itself. Against the copy, all that a small
+    model cannot render (highlights, crisp edges) would count as drawn away.
+    """
+    output = pipeline(windows, regions, class_ids, patches=patches, strength=strength, num_steps=num_steps, **settings)
+    rendered = pipeline(
+        windows, regions, class_ids, patches=patches, strength=HARDLY_NOISED, num_steps=1, **settings
+    ).images
+    lost = np.where(regions[..., None], patches[..., :3].astype(np.int16) - rendered, 0)
+    output.images = np.clip(output.images + lost, 0, 255).astype(np.uint8)
+    return output
 
 
 def _patches(recipe: Recipe, studio: Studio, placements: Sequence[Placement], seeds: Sequence[int]) -> list[_Drawn]:

@@ -14,14 +14,15 @@ import pytest
 from stand_ins import SIDE, Blobs, Verdict, block_sources, changed, inside, make_studio
 
 from defectgen.boxes import iou_xyxy
-from defectgen.compose import base_image, clean_indexes, compose
+from defectgen.compose import HARDLY_NOISED, base_image, clean_indexes, compose
+from defectgen.copies import copied_in
 from defectgen.diffusion.pipelines import DefectOutput
 from defectgen.errors import RunError
 from defectgen.images import encode_image, read_rgb, sha256_file
 from defectgen.inpaint.backends import scaled_region
 from defectgen.inpaint.placement import Turn, annotated_box, find_place
 from defectgen.records import Annotation, Composite, LabelledImage, Sources
-from defectgen.studio import Studio
+from defectgen.studio import Studio, load_studio
 from defectgen.windows import Window
 
 # What the stand-in for the generator draws does not depend on a start: none is made.
@@ -395,8 +396,6 @@ def test_refusals_of_an_accepted_image_are_kept_with_class_and_value(toys: Any, 
 
 @pytest.mark.parametrize("backend", ["paste", "poisson"])
 def test_other_back_ends_place_patches_drawn_from_noise(toys: Any, fitted: Any, backend: str) -> None:
-    from defectgen.studio import load_studio
-
     recipe = toys.recipe(inpaint={"backend": backend}, synth={"clean_share": 0})
     studio = load_studio(recipe, fitted.sources, fitted.out / "generator")
     one, again = (compose(recipe, fitted.sources, studio, 0) for _ in range(2))
@@ -421,8 +420,6 @@ class Recording:
 
 @pytest.mark.parametrize("start", ["copy", "place", "patch"])
 def test_drawing_starts_from_what_the_recipe_says(toys: Any, fitted: Any, start: str) -> None:
-    from defectgen.studio import load_studio
-
     recipe = toys.recipe(
         inpaint={"backend": "diffusion", "strength": 0.5, "start": start}, synth={"clean_share": 0, "max_tries": 1}
     )
@@ -435,6 +432,25 @@ def test_drawing_starts_from_what_the_recipe_says(toys: Any, fitted: Any, start:
     windows, patches = recording.given[0]
     assert patches is not None and patches.shape == (4, SIDE, SIDE, 4) and patches.dtype == np.uint8
     assert np.array_equal(patches[..., :3], windows) == (start == "place")
+
+
+def test_what_the_model_cannot_render_of_a_copy_is_not_drawn_away(toys: Any, fitted: Any) -> None:
+    # An untrained model renders nothing well. At the noise it is shown the copy itself at, it changes nothing either.
+    recipe = toys.recipe(
+        inpaint={"backend": "diffusion", "start": "copy", "strength": (HARDLY_NOISED, HARDLY_NOISED), "num_steps": 1},
+        place={"per_image": (1, 1)},
+        synth={"num_images": 4, "clean_share": 0},
+    )
+    studio = load_studio(recipe, fitted.sources, fitted.out / "generator")
+    for composite in composites(recipe, fitted.sources, studio):
+        (placed,) = composite.placed
+        window = Window(*placed.placement["window"])
+        turn = Turn(**{name: placed.placement[name] for name in Turn.__dataclass_fields__})
+        clean = read_rgb(composite.source.path)
+        copy, _ = copied_in(recipe, fitted.sources, studio, placed.placement["model"], turn, window, clean)
+        in_full = cv2.erode((composite.mask > 0).astype(np.uint8), np.ones((3, 3), np.uint8)) > 0
+        apart = np.abs(composite.image.astype(int) - copy)[in_full]
+        assert in_full.any() and np.median(apart) <= 1
 
 
 def test_base_defective_keeps_the_real_defects_and_no_synthetic_one_touches_them(
