@@ -13,6 +13,7 @@ import yaml
 
 from defectgen.data.load import load_sources
 from defectgen.data.look import Layout
+from defectgen.progress import Progress, silent
 from defectgen.recipe import Recipe
 from defectgen.records import LabelledImage, Sources
 
@@ -22,7 +23,9 @@ _END = "\n...\n"
 _LEAST_SIDE_PX = 16
 
 
-def read_layout(root: Path, layout: Layout, *, split: bool = True) -> tuple[Recipe, Sources]:
+def read_layout(
+    root: Path, layout: Layout, *, split: bool = True, progress: Progress = silent
+) -> tuple[Recipe, Sources]:
     """A recipe for the data alone, and the data; where there is no clean image, it does without. `split`: hold groups
     out where the layout has no test set.
 
@@ -32,20 +35,20 @@ def read_layout(root: Path, layout: Layout, *, split: bool = True) -> tuple[Reci
     name = re.sub(r"[^A-Za-z0-9_.-]+", "_", root.resolve().name).strip("_.-") or "data"
     data = layout.data | {"root": str(root.absolute())} | ({} if split else {"test_fraction": 0})
     recipe = Recipe.model_validate({"name": name, "data": data})
-    sources = load_sources(recipe)
+    sources = load_sources(recipe, progress=progress)
     if not sources.train_clean:
         recipe = Recipe.model_validate({"name": name, "data": data | {"base": "defective"}})
-        sources = load_sources(recipe)
+        sources = load_sources(recipe, progress=progress)
     return recipe, sources
 
 
-def draft(root: Path, layout: Layout) -> tuple[str, Sources]:
+def draft(root: Path, layout: Layout, progress: Progress = silent) -> tuple[str, Sources]:
     """The recipe as text, and the data it names, with its problems.
 
     Raises:
         DataError: a folder or the class names cannot be read.
     """
-    recipe, sources = read_layout(root, layout)
+    recipe, sources = read_layout(root, layout, progress=progress)
     name, data = recipe.name, recipe.data.model_dump(exclude_unset=True)
     classes = data.get("classes") or list(sources.class_names)
     lines = ["# Drafted by `defectgen init`, which found:", *(f"#   {note}" for note in layout.notes)]

@@ -16,9 +16,9 @@ import numpy as np
 from defectgen.boxes import polygon_mask
 from defectgen.errors import DataError, RunError, UsageError
 from defectgen.images import encode_image, is_plain, read_rgb
+from defectgen.progress import Progress
 from defectgen.records import Annotation, LabelledImage, Polygon, Sources
 from defectgen.seeds import numpy_rng
-from defectgen.studio import Progress
 from defectgen.yolo.tiles import CROP_PX, Task, crop_side, crop_tiles, cut_tiles, label_text, square
 
 CLEAN_CLASS = "clean"

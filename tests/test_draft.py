@@ -127,6 +127,15 @@ def test_recipe_for_a_tools_folder_reads_it_without_an_error(tmp_path: Path, nam
     assert recipe.data.base == ("clean" if name in ("mvtec", "yolo") else "defective")
 
 
+def test_masks_beside_images_are_not_taken_for_the_labelled_ones(tmp_path: Path) -> None:
+    for number in range(3):
+        for folder in ("defect_masks", "images", "thermal"):
+            image(tmp_path / folder / f"part{number}_a.png", side=256)
+        text(tmp_path / "labels" / f"part{number}_a.txt", "0 0.5 0.5 0.04 0.03\n")
+    layout = look(tmp_path)[0]
+    assert layout.data["train_images"] == "images" and not any("left aside" in note for note in layout.notes)
+
+
 def test_clean_folders_are_told_by_their_names_and_held_out_ones_stay_so(tmp_path: Path) -> None:
     for split in ("train", "test"):
         for number in range(3):

@@ -82,6 +82,21 @@ def test_own_readers_give_the_same_boxes(sources: Sources, tmp_path: Path, to: s
     np.testing.assert_allclose(np.concatenate(boxes_of(back.test)), np.concatenate(boxes_of(sources.test)), atol=1)
 
 
+def test_masks_are_read_by_pillow_and_measured_by_pycocotools(sources: Sources, tmp_path: Path) -> None:
+    from pycocotools import mask as coco_mask
+
+    export(sources, tmp_path / "out", "masks", progress=silent)
+    for stem, marks in (("a_part", sources.train_pool[0].annotations), ("b", sources.train_pool[1].annotations)):
+        with Image.open(tmp_path / "out/train/masks" / f"{stem}.png") as picture:
+            assert picture.mode == "L" and picture.size == (64, 48)
+            values = np.asarray(picture)
+        assert sorted(set(values.flat)) == [0, *sorted({mark.class_id + 1 for mark in marks})]
+        for mark in marks:
+            encoded = coco_mask.encode(np.asfortranarray(values == mark.class_id + 1).astype(np.uint8))
+            x, y, width, height = coco_mask.toBbox(encoded)
+            assert np.abs(np.array([x, y, x + width, y + height]) - mark.xyxy).max() <= 0.5
+
+
 def test_plain_images_are_copied_and_turned_ones_written_upright(sources: Sources, tmp_path: Path) -> None:
     export(sources, tmp_path / "out", "yolo", progress=silent)
     written = {path.name: path for path in (tmp_path / "out").rglob("images/*")}

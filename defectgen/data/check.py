@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from defectgen.data.lines import with_lines
+from defectgen.progress import Progress, silent
 from defectgen.records import LabelledImage, Sources
 
 _SUBSETS = ("train", "train_pool", "train_clean", "test", "test_clean")
@@ -20,7 +21,7 @@ _LISTED_GROUPS = 20
 _SHOWN_PROBLEMS = 50
 
 
-def summarise(sources: Sources) -> dict[str, Any]:
+def summarise(sources: Sources, progress: Progress = silent) -> dict[str, Any]:
     """What `check` reports, JSON values alone.
 
     images: per subset. image_sizes: {"width x height": images}, commonest first. classes: defects per class in the
@@ -31,7 +32,7 @@ def summarise(sources: Sources) -> dict[str, Any]:
     subsets: dict[str, tuple[LabelledImage, ...]] = {name: getattr(sources, name) for name in _SUBSETS}
     # Files with errors may not be readable.
     good = all(problem.severity != "error" for problem in sources.problems)
-    train = with_lines(sources.train) if good else ()
+    train = with_lines(sources.train, progress) if good else ()
     everything = {image.path: image for images in subsets.values() for image in images}
     sizes = Counter("{} x {}".format(*image.size_wh) for image in everything.values())
     return {

@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image
 
 from defectgen.images import read_rgb
+from defectgen.progress import Progress, silent
 from defectgen.records import LabelledImage, Problem, Sources
 
 # Differing bits of 64 below which two pictures are compared closely. Turned copies are found by turning.
@@ -18,18 +19,22 @@ CANDIDATE_BITS = 12
 SMALL_PX, BLOCK_PX, SAME_LEVELS = 256, 8, 6.0
 
 
-def find_near_duplicates(sources: Sources) -> list[Problem]:
+def find_near_duplicates(sources: Sources, progress: Progress = silent) -> list[Problem]:
     """A warning for each defective test image whose picture a training image shows, too: re-encoded, resized, brighter,
     turned or mirrored. Clean pictures of a camera that does not move are alike by nature, and are not compared.
     """
     train, test = [image for image in sources.train_pool if image.annotations], list(sources.test)
     if not train or not test:
         return []
-    pictures = [_small(_grey(image)) for image in train]
+    pictures, total = [], len(train) + len(test)
+    for image in train:
+        pictures.append(_small(_grey(image)))
+        progress("compare pictures", len(pictures), total, "")
     hashes = np.stack([_bits(picture) for picture in pictures])
     problems = []
-    for image in test:
+    for number, image in enumerate(test, len(train) + 1):
         twin = _twin(image, train, pictures, hashes)
+        progress("compare pictures", number, total, "")
         if twin is not None:
             problems.append(
                 Problem(

@@ -17,6 +17,7 @@ import numpy as np
 
 from defectgen.boxes import mask_outlines, mask_xyxy
 from defectgen.images import read_rgb
+from defectgen.progress import Progress, silent
 from defectgen.records import Annotation, LabelledImage
 
 # A box shorter than this is drawn whole; a longer one than LARGEST is looked at scaled down to it.
@@ -57,9 +58,13 @@ class _Box:
     outside: np.ndarray
 
 
-def with_lines(images: Sequence[LabelledImage]) -> tuple[LabelledImage, ...]:
+def with_lines(images: Sequence[LabelledImage], progress: Progress = silent) -> tuple[LabelledImage, ...]:
     """`images`, with `Annotation.line` where the boxes of a class are found to hold thin lines."""
-    boxes = list(_boxes(images))
+    boxes: list[_Box] = []
+    for number, image in enumerate(images):
+        progress("look for thin lines", number, len(images), "")
+        boxes += _boxes(number, image)
+    progress("look for thin lines", len(images), len(images), "")
     found = {}
     if boxes:
         product = np.concatenate([box.responses[:, box.outside].ravel() for box in boxes])
@@ -85,41 +90,38 @@ def with_lines(images: Sequence[LabelledImage]) -> tuple[LabelledImage, ...]:
     )
 
 
-def _boxes(images: Sequence[LabelledImage]) -> Iterator[_Box]:
-    for number, image in enumerate(images):
-        sides = [max(x2 - x1, y2 - y1) for x1, y1, x2, y2 in (mark.xyxy for mark in image.annotations)]
-        wanted = [
-            index
-            for index, mark in enumerate(image.annotations)
-            if mark.polygon is None and sides[index] >= SMALLEST_PX
-        ]
-        if not wanted:
+def _boxes(number: int, image: LabelledImage) -> Iterator[_Box]:
+    sides = [max(x2 - x1, y2 - y1) for x1, y1, x2, y2 in (mark.xyxy for mark in image.annotations)]
+    wanted = [
+        index for index, mark in enumerate(image.annotations) if mark.polygon is None and sides[index] >= SMALLEST_PX
+    ]
+    if not wanted:
+        return
+    grey = cv2.cvtColor(read_rgb(image.path), cv2.COLOR_RGB2GRAY)
+    marked = np.zeros(grey.shape, np.uint8)
+    for mark in image.annotations:
+        _fill(marked, mark)
+    for index in wanted:
+        mark = image.annotations[index]
+        x1, y1, x2, y2 = mark.xyxy
+        around = sides[index] / 2
+        top, left = max(round(y1 - around), 0), max(round(x1 - around), 0)
+        area = np.s_[top : round(y2 + around), left : round(x2 + around)]
+        scale = min(1.0, LARGEST_PX / sides[index])
+        own = np.zeros(grey.shape, np.uint8)
+        _fill(own, mark)
+        high, wide = grey[area].shape
+        size_wh = (max(round(wide * scale), 1), max(round(high * scale), 1))
+        shown, others, inside = (
+            cv2.resize(array[area], size_wh, interpolation=cv2.INTER_AREA) for array in (grey, marked, own)
+        )
+        if not (inside >= 128).any():
             continue
-        grey = cv2.cvtColor(read_rgb(image.path), cv2.COLOR_RGB2GRAY)
-        marked = np.zeros(grey.shape, np.uint8)
-        for mark in image.annotations:
-            _fill(marked, mark)
-        for index in wanted:
-            mark = image.annotations[index]
-            x1, y1, x2, y2 = mark.xyxy
-            around = sides[index] / 2
-            top, left = max(round(y1 - around), 0), max(round(x1 - around), 0)
-            area = np.s_[top : round(y2 + around), left : round(x2 + around)]
-            scale = min(1.0, LARGEST_PX / sides[index])
-            own = np.zeros(grey.shape, np.uint8)
-            _fill(own, mark)
-            high, wide = grey[area].shape
-            size_wh = (max(round(wide * scale), 1), max(round(high * scale), 1))
-            shown, others, inside = (
-                cv2.resize(array[area], size_wh, interpolation=cv2.INTER_AREA) for array in (grey, marked, own)
-            )
-            if not (inside >= 128).any():
-                continue
-            responses = _responses(shown)
-            outside = others == 0
-            product = responses[:, outside] if outside.any() else responses.reshape(2, -1)
-            unit = np.maximum(np.quantile(product, UNIT, axis=1), 0.5)
-            yield _Box((number, index), scale, (left, top), responses / unit[:, None, None], inside >= 128, outside)
+        responses = _responses(shown)
+        outside = others == 0
+        product = responses[:, outside] if outside.any() else responses.reshape(2, -1)
+        unit = np.maximum(np.quantile(product, UNIT, axis=1), 0.5)
+        yield _Box((number, index), scale, (left, top), responses / unit[:, None, None], inside >= 128, outside)
 
 
 def _fill(mask: np.ndarray, mark: Annotation) -> None:

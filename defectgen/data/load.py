@@ -11,6 +11,7 @@ from pathlib import Path
 from defectgen.data.readers import SET_FORMATS, class_names, read_clean, read_labelled
 from defectgen.data.split import draw_budget, find_leaks, split_groups
 from defectgen.errors import DataError
+from defectgen.progress import Progress, silent
 from defectgen.recipe import Data, Recipe
 from defectgen.records import LabelledImage, Problem, Sources
 
@@ -18,7 +19,7 @@ _SHOWN_PROBLEMS = 20
 _FOLDERS = ("train_images", "train_labels", "train_clean", "test_images", "test_labels", "test_clean")
 
 
-def load_sources(recipe: Recipe, demo_folder: Path | None = None) -> Sources:
+def load_sources(recipe: Recipe, demo_folder: Path | None = None, progress: Progress = silent) -> Sources:
     """The recipe's real defects and clean images. Faults of single files are in `problems`: see `require_usable`.
 
     `demo_folder`: where the demo product is, or is written to; needed with `data.demo` alone.
@@ -39,7 +40,14 @@ def load_sources(recipe: Recipe, demo_folder: Path | None = None) -> Sources:
         folder = folders.get(images)
         if folder is None:
             return [], []
-        found, faults = read_labelled(folder, folders.get(labels), data.format, names, group_pattern=data.group_pattern)
+        found, faults = read_labelled(
+            folder,
+            folders.get(labels),
+            data.format,
+            names,
+            group_pattern=data.group_pattern,
+            progress=progress,
+        )
         problems.extend(faults)
         return [image for image in found if image.annotations], [image for image in found if not image.annotations]
 
@@ -47,7 +55,7 @@ def load_sources(recipe: Recipe, demo_folder: Path | None = None) -> Sources:
         folder = folders.get(field)
         if folder is None:
             return []
-        found, faults = read_clean(folder, group_pattern=data.group_pattern)
+        found, faults = read_clean(folder, group_pattern=data.group_pattern, progress=progress)
         problems.extend(faults)
         return found
 

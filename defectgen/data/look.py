@@ -95,7 +95,11 @@ def _per_file(root: Path, folders: Sequence[_Folder], format: str) -> Layout | N
     for folder in folders:
         if folder.parts & _CLEAN:
             continue
-        places = [find_labels(folder.path), folder.path]
+        places = [folder.path]
+        # Masks and the like beside images/ have the same file names; the labels are of the images.
+        beside = folder.path.parent / "images"
+        if folder.path == beside or find_labels(folder.path) != find_labels(beside) or not beside.is_dir():
+            places.insert(0, find_labels(folder.path))
         if format == "voc":
             places += [folder.path.parent / "Annotations", folder.path.parent / "annotations"]
         for place in dict.fromkeys(places):

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
-from functools import partial
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from defectgen.data.annotations import MarkedSet, Parsed, Parser
@@ -19,6 +18,7 @@ from defectgen.data.formats.yolo import names_in, parse_yolo
 from defectgen.data.split import group_of
 from defectgen.errors import DataError
 from defectgen.images import IMAGE_SUFFIXES, list_images, read_rgb
+from defectgen.progress import Progress, silent
 from defectgen.recipe import Data
 from defectgen.records import LabelledImage, Problem
 
@@ -33,6 +33,15 @@ SET_FORMATS: dict[str, Callable[[Path], MarkedSet]] = {"coco": read_coco, "cvat"
 
 # labelImg leaves it among the labels.
 _NO_LABEL_FILE = "classes.txt"
+
+
+@dataclass(frozen=True)
+class _Folder:
+    """Images to read, how their names tell groups, and who is told of each one that is read."""
+
+    images: Path
+    group_pattern: str | None
+    progress: Progress
 
 
 def class_names(data: Data, root: Path) -> tuple[str, ...]:
@@ -68,7 +77,13 @@ def _under(root: Path, name: str | None) -> Path | None:
 
 
 def read_labelled(
-    images: Path, labels: Path | None, format: str, class_names: Sequence[str], *, group_pattern: str | None = None
+    images: Path,
+    labels: Path | None,
+    format: str,
+    class_names: Sequence[str],
+    *,
+    group_pattern: str | None = None,
+    progress: Progress = silent,
 ) -> Found:
     """The images under `images` with their annotations, and what is wrong with them.
 
@@ -78,21 +93,23 @@ def read_labelled(
     Raises:
         DataError: `images` is no folder, or the file that holds all annotations is missing or is none.
     """
+    folder = _Folder(images, group_pattern, progress)
     if format in SET_FORMATS:
-        return _read_marked_set(images, labels, format, class_names, group_pattern)
+        return _read_marked_set(folder, labels, format, class_names)
     if format in ("masks", "mvtec"):
-        return _read_masks(images, labels, class_names, group_pattern)
+        return _read_masks(folder, labels, class_names)
     suffix, parse = FILE_FORMATS[format]
-    return _read_files(images, labels, suffix, parse, class_names, group_pattern)
+    return _read_files(folder, labels, suffix, parse, class_names)
 
 
-def read_clean(images: Path, *, group_pattern: str | None = None) -> Found:
+def read_clean(images: Path, *, group_pattern: str | None = None, progress: Progress = silent) -> Found:
     """The images under `images` without annotations, whatever label files lie about, and what is wrong with them.
 
     Raises:
         DataError: `images` is no folder.
     """
-    return _read_all(images, partial(_read_image, folder=images, group_pattern=group_pattern))
+    folder = _Folder(images, group_pattern, progress)
+    return _read_all(folder, lambda path: _read_image(path, folder))
 
 
 def find_labels(images: Path) -> Path:
@@ -105,36 +122,37 @@ def find_labels(images: Path) -> Path:
     return next((folder for folder in candidates if folder.is_dir()), images)
 
 
-def _read_all(images: Path, read_one: Callable[[Path], Found]) -> Found:
-    paths = list_images(images)
+def _read_all(folder: _Folder, read_one: Callable[[Path], Found]) -> Found:
+    paths = list_images(folder.images)
     if not paths:
         remedy = f"put images ({', '.join(sorted(IMAGE_SUFFIXES))}) there, or name another folder"
-        return [], [Problem("error", str(images), "", "holds no image", remedy)]
+        return [], [Problem("error", str(folder.images), "", "holds no image", remedy)]
+    results = []
     with ThreadPoolExecutor() as pool:
-        results = list(pool.map(read_one, paths))
+        for result in pool.map(read_one, paths):
+            results.append(result)
+            folder.progress(f"read {folder.images.name}", len(results), len(paths), "")
     return [image for found, _ in results for image in found], [problem for _, faults in results for problem in faults]
 
 
-def _read_image(path: Path, folder: Path, group_pattern: str | None) -> Found:
+def _read_image(path: Path, folder: _Folder) -> Found:
     """The image without annotations, or what is wrong with it."""
-    name = path.relative_to(folder).as_posix()
+    name = path.relative_to(folder.images).as_posix()
     try:
         height, width = read_rgb(path, strict=True).shape[:2]
     except DataError as error:
         reason, _, remedy = str(error).removeprefix(f"{path}: ").rpartition("; ")
         return [], [Problem("error", str(path), "", reason, remedy)]
-    group = group_of(name, group_pattern)
+    group = group_of(name, folder.group_pattern)
     if group is None:
-        remedy = "rename the file or correct the pattern"
-        return [], [
-            Problem("error", str(path), "", f"data.group_pattern {group_pattern!r} finds no group in it", remedy)
-        ]
+        reason = f"data.group_pattern {folder.group_pattern!r} finds no group in it"
+        return [], [Problem("error", str(path), "", reason, "rename the file or correct the pattern")]
     return [LabelledImage(path.absolute(), name, (width, height), group)], []
 
 
-def _read_marked(images: Path, group_pattern: str | None, marks_of: Callable[[LabelledImage], Parsed]) -> Found:
+def _read_marked(folder: _Folder, marks_of: Callable[[LabelledImage], Parsed]) -> Found:
     def read_one(path: Path) -> Found:
-        found, problems = _read_image(path, images, group_pattern)
+        found, problems = _read_image(path, folder)
         if not found:
             return found, problems
         annotations, problems = marks_of(found[0])
@@ -142,25 +160,24 @@ def _read_marked(images: Path, group_pattern: str | None, marks_of: Callable[[La
             return [], problems
         return [replace(found[0], annotations=tuple(annotations))], problems
 
-    return _read_all(images, read_one)
+    return _read_all(folder, read_one)
 
 
-def _read_files(
-    images: Path, labels: Path | None, suffix: str, parse: Parser, class_names: Sequence[str], group_pattern: str | None
-) -> Found:
-    folder = labels or find_labels(images)
+def _read_files(folder: _Folder, labels: Path | None, suffix: str, parse: Parser, class_names: Sequence[str]) -> Found:
+    images = folder.images
+    of_labels = labels or find_labels(images)
 
     def label_path(name: str) -> Path:
-        return (folder / name).with_suffix(suffix)
+        return (of_labels / name).with_suffix(suffix)
 
     def marks_of(image: LabelledImage) -> Parsed:
         path = label_path(image.name)
         text, problems = _read_label_text(path)
         return ([], problems) if text is None else parse(text, image.size_wh, class_names, str(path))
 
-    found, problems = _read_marked(images, group_pattern, marks_of)
+    found, problems = _read_marked(folder, marks_of)
     users = Counter(label_path(path.relative_to(images).as_posix()) for path in list_images(images))
-    for path in sorted(folder.rglob(f"*{suffix}")):
+    for path in sorted(of_labels.rglob(f"*{suffix}")):
         if path not in users and path.name != _NO_LABEL_FILE and not path.name.startswith("."):
             remedy = f"add its image under {images}, or remove it"
             problems.append(Problem("warning", str(path), "", "the label file has no image", remedy))
@@ -171,10 +188,8 @@ def _read_files(
     return found, problems
 
 
-def _read_marked_set(
-    images: Path, labels: Path | None, format: str, class_names: Sequence[str], group_pattern: str | None
-) -> Found:
-    marked = SET_FORMATS[format](find_marked_set(images, labels, format))
+def _read_marked_set(folder: _Folder, labels: Path | None, format: str, class_names: Sequence[str]) -> Found:
+    marked = SET_FORMATS[format](find_marked_set(folder.images, labels, format))
     seen: set[str] = set()
 
     def marks_of(image: LabelledImage) -> Parsed:
@@ -185,31 +200,32 @@ def _read_marked_set(
         seen.add(entry)
         return marked.read(entry, image.size_wh, class_names)
 
-    found, problems = _read_marked(images, group_pattern, marks_of)
+    found, problems = _read_marked(folder, marks_of)
     for name in sorted(marked.of_file.keys() - seen):
-        remedy = f"add it under {images}, or remove the entry"
+        remedy = f"add it under {folder.images}, or remove the entry"
         problems.append(
             Problem("warning", str(marked.path), repr(name), "is listed, but there is no such image", remedy)
         )
     return found, problems
 
 
-def _read_masks(images: Path, labels: Path | None, class_names: Sequence[str], group_pattern: str | None) -> Found:
-    folder = labels or next(
+def _read_masks(folder: _Folder, labels: Path | None, class_names: Sequence[str]) -> Found:
+    images = folder.images
+    masks = labels or next(
         (path for path in (images.parent / "masks", images.parent / "ground_truth") if path.is_dir()), images
     )
 
     def marks_of(image: LabelledImage) -> Parsed:
         kind = image.path.parent.name if image.path.parent != images.absolute() else ""
-        path = mask_of(images / image.name, images, folder)
+        path = mask_of(images / image.name, images, masks)
         if path is not None and path.absolute() != image.path:
             return read_mask(path, image.size_wh, class_names, folder=kind)
         if kind in CLEAN_FOLDERS:
             return [], []
         remedy = "draw it, or add a black one if the image is clean"
-        return [], [Problem("error", str(image.path), "", f"has no mask in {folder}", remedy)]
+        return [], [Problem("error", str(image.path), "", f"has no mask in {masks}", remedy)]
 
-    return _read_marked(images, group_pattern, marks_of)
+    return _read_marked(folder, marks_of)
 
 
 def find_marked_set(images: Path, labels: Path | None, format: str) -> Path:

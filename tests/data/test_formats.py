@@ -12,6 +12,7 @@ import pytest
 from pycocotools import mask as coco_mask
 
 from defectgen.boxes import polygon_mask
+from defectgen.data.formats.labelme import parse_labelme
 from defectgen.data.load import load_sources, require_usable
 from defectgen.data.readers import class_names, read_labelled
 from defectgen.errors import DataError
@@ -345,3 +346,10 @@ def test_tree_of_mvtec_is_a_whole_recipe(tmp_path: Path) -> None:
     for image in everything:
         (mark,) = image.annotations
         assert sources.class_names[mark.class_id] == image.path.parent.name and mark.xyxy == (6, 4, 16, 12)
+
+
+def test_labelme_numbers_too_large_for_a_coordinate_are_a_problem() -> None:
+    shape = {"label": "pit", "shape_type": "polygon", "points": [[10**400, 2], [30, 4], [10, 20]]}
+    text = json.dumps({"imageWidth": 200, "imageHeight": 100, "shapes": [shape]})
+    found, (problem,) = parse_labelme(text, (200, 100), ("scratch", "pit"), "a.json")
+    assert found == [] and problem.reason.startswith("points are no pairs of numbers")

@@ -83,7 +83,7 @@ def _outline(segmentation: Any, size_wh: tuple[int, int]) -> Polygon | None:
         return joined_outline(outlines)
     try:
         parts = [np.array(part, np.float64).reshape(-1, 2) for part in segmentation]
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise Fault(f"segmentation is no list of x, y pairs, got {segmentation!r:.60}", _REMEDY) from None
     if any(len(part) < 3 for part in parts):
         raise Fault("a part of the segmentation has fewer than 3 points", "draw it again or remove it")

@@ -55,7 +55,7 @@ def _annotation_of_shape(shape: Any, size_wh: tuple[int, int], class_names: Sequ
         raise Fault(f"shape_type {kind!r} cannot be used", "draw a polygon or a rectangle")
     try:
         corners = np.array(shape.get("points"), dtype=np.float64).reshape(-1, 2)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise Fault(
             f"points are no pairs of numbers, got {shape.get('points')!r:.60}", "draw the shape again"
         ) from None
