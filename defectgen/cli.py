@@ -7,9 +7,7 @@ import json
 import os
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
-from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast, get_args
 
@@ -20,7 +18,9 @@ from rich.table import Table
 
 from defectgen import __version__
 from defectgen.errors import DefectgenError, UsageError
+from defectgen.progress import Progress, ProgressLines, append_log
 from defectgen.recipe import Recipe, json_schema, load_recipe
+from defectgen.trackers import installed_trackers
 
 if TYPE_CHECKING:
     from defectgen.data.look import Layout
@@ -58,66 +58,30 @@ Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Every step on a 
 Trust = Annotated[
     bool, typer.Option("--trust-checkpoint", help="Load train_yolo.model although a .pt file can run any code.")
 ]
+Tracker = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--tracker", metavar="NAME", help="tensorboard or mlflow: the curves of what trains, in the run folder's logs/."
+    ),
+]
+Reviews = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--review", metavar="FILE", help="review.json of the report: others for the images it rejects. Repeatable."
+    ),
+]
 Workers = Annotated[int | None, typer.Option("--workers", min=1, help="Processes. Default: all cores.")]
-
-
-class _Printer:
-    """Progress on stderr: one live line in a terminal, a line now and then elsewhere and in `log_file`.
-
-    `verbose`: every line there is.
-    """
-
-    def __init__(self, log_file: Path | None = None, verbose: bool = False) -> None:
-        self._log_file, self._verbose = log_file, verbose
-        self._live = stderr.is_terminal and not verbose
-        self._started: dict[str, tuple[float, int]] = {}
-        self._printed = self._logged = 0.0
-        self._stage = ""
-
-    def __call__(self, stage: str, done: int, total: int, note: str) -> None:
-        now = time.monotonic()
-        started, first = self._started.setdefault(stage, (now, done))
-        ended = total > 0 and done >= total
-        changed = stage != self._stage
-        due = self._verbose or ended or changed
-        if not (due or now - self._printed > (0.2 if self._live else 10)):
-            return
-        count = f" {done}/{total}" if total else ""
-        left = ""
-        if total and first < done < total:
-            seconds = (now - started) / (done - first) * (total - done)
-            left = f", {seconds / 60:.0f} min left" if seconds >= 90 else f", {seconds:.0f} s left"
-        line = f"{stage}{count}{left}{': ' + note if note else ''}"
-        if due or now - self._logged > 10:
-            _log(self._log_file, line)
-            self._logged = now
-        if self._live and not ended:
-            width = max(stderr.width - 1, 20)
-            sys.stderr.write("\r" + line[:width].ljust(width))
-            sys.stderr.flush()
-        else:
-            if self._live:
-                sys.stderr.write("\r" + " " * max(stderr.width - 1, 20) + "\r")
-            stderr.print(escape(line), highlight=False, soft_wrap=True)
-        self._printed, self._stage = now, stage
-
-
-def _log(log_file: Path | None, line: str) -> None:
-    if log_file is not None:
-        log_file.parent.mkdir(parents=True, exist_ok=True)
-        with log_file.open("a", encoding="utf-8") as file:
-            file.write(f"{datetime.now().isoformat(sep=' ', timespec='seconds')}  {line}\n")
 
 
 @contextlib.contextmanager
 def _reported(resume: str, log_file: Path | None = None) -> Iterator[None]:
     """Turns errors into one message and an exit code; Ctrl-C into what to type to go on. Both go to `log_file`, too."""
     try:
-        _log(log_file, resume)
+        append_log(log_file, resume)
         yield
     except DefectgenError as error:
         for line in str(error).splitlines():
-            _log(log_file, f"error: {line}")
+            append_log(log_file, f"error: {line}")
             stderr.print(f"[bold red]error:[/] {escape(line)}", highlight=False, soft_wrap=True)
         raise typer.Exit(error.exit_code) from None
     except OSError as error:
@@ -126,11 +90,11 @@ def _reported(resume: str, log_file: Path | None = None) -> Iterator[None]:
         place = f"{error.filename}: " if error.filename else ""
         message = f"{place}{error.strerror or error}; check the disk and who may write there, then run it again"
         with contextlib.suppress(OSError):  # It may be the log file's disk.
-            _log(log_file, f"error: {message}")
+            append_log(log_file, f"error: {message}")
         stderr.print(f"[bold red]error:[/] {escape(message)}", highlight=False, soft_wrap=True)
         raise typer.Exit(1) from None
     except KeyboardInterrupt:
-        _log(log_file, "stopped")
+        append_log(log_file, "stopped")
         stderr.print(f"\nstopped; nothing is lost. To go on: {escape(resume)}", highlight=False, soft_wrap=True)
         raise typer.Exit(130) from None
 
@@ -198,7 +162,7 @@ def init(
         if path.exists() and not overwrite:
             raise UsageError(f"{path}: is there already; name another --recipe, or --overwrite to replace it")
         layout, others = _looked_at(folder, data_format)
-        text, sources = draft(folder, layout)
+        text, sources = draft(folder, layout, ProgressLines(stderr))
         write_bytes_atomic(path, text.encode())
         errors = [str(problem) for problem in sources.problems if problem.severity == "error"]
         marks = sum(len(image.annotations) for image in sources.train_pool)
@@ -239,11 +203,12 @@ def check(
         from defectgen.data.check import render, summarise
         from defectgen.data.duplicates import find_near_duplicates
 
+        progress = ProgressLines(stderr)
         with tempfile.TemporaryDirectory() as scratch:
             # Looking leaves nothing behind: the demo product is written into the run folder by `fit` alone.
-            sources, notes = _to_check(path, data_format, overrides, out, Path(scratch) / "demo")
-            sources = replace(sources, problems=(*sources.problems, *find_near_duplicates(sources)))
-            summary = summarise(sources)
+            sources, notes = _to_check(path, data_format, overrides, out, Path(scratch) / "demo", progress)
+            sources = replace(sources, problems=(*sources.problems, *find_near_duplicates(sources, progress)))
+            summary = summarise(sources, progress)
         if as_json:
             _print_json(summary | {"notes": list(notes)})
         else:
@@ -260,6 +225,7 @@ def _to_check(
     overrides: list[str] | None,
     out: Path | None,
     demo: Path,
+    progress: Progress,
     *,
     split: bool = True,
 ) -> tuple[Sources, tuple[str, ...]]:
@@ -270,13 +236,13 @@ def _to_check(
         from defectgen.draft import read_layout
 
         layout, _ = _looked_at(path, data_format)
-        return read_layout(path, layout, split=split)[1], layout.notes
+        return read_layout(path, layout, split=split, progress=progress)[1], layout.notes
     if data_format:
         raise UsageError("--format: goes with a folder; a recipe has data.format")
     from defectgen.data.load import load_sources
 
     recipe, _ = _load(path, overrides, out)
-    return load_sources(recipe, demo), ()
+    return load_sources(recipe, demo, progress), ()
 
 
 @app.command()
@@ -286,6 +252,7 @@ def fit(
     overrides: Set = None,
     as_json: AsJson = False,
     overwrite: Overwrite = False,
+    tracker: Tracker = None,
     log_file: LogFile = None,
     verbose: Verbose = False,
 ) -> None:
@@ -294,7 +261,13 @@ def fit(
         recipe, folder = _load(recipe_path, overrides, out)
         from defectgen.run import run_fit
 
-        facts = run_fit(recipe, folder, progress=_Printer(log_file, verbose), overwrite=overwrite)
+        facts = run_fit(
+            recipe,
+            folder,
+            progress=ProgressLines(stderr, log_file=log_file, verbose=verbose),
+            overwrite=overwrite,
+            trackers=installed_trackers(tracker),
+        )
         if as_json:
             _print_json(facts | {"generator": str(folder / "generator")})
         else:
@@ -321,7 +294,9 @@ def synth(
     preview: Annotated[
         int | None, typer.Option("--preview", min=1, metavar="N", help="Make N composites to look at, and no more.")
     ] = None,
+    reviews: Reviews = None,
     overwrite: Overwrite = False,
+    tracker: Tracker = None,
     log_file: LogFile = None,
     verbose: Verbose = False,
 ) -> None:
@@ -332,19 +307,27 @@ def synth(
 
         options: dict[str, Any] = {
             "workers": workers or available_cores(),
-            "progress": _Printer(log_file, verbose),
+            "progress": ProgressLines(stderr, log_file=log_file, verbose=verbose),
             "overwrite": overwrite,
+            "trackers": installed_trackers(tracker),
         }
         if preview is None:
-            made, summary = folder / "dataset", run_synth(recipe, folder, **options)
+            summary = run_synth(recipe, folder, reviews=reviews or (), **options)
+            made, sheets = folder / "dataset", None
         else:
-            made, summary = folder / "preview", run_preview(recipe, folder, preview, **options)
+            if reviews:
+                raise UsageError("--review: is of the whole set; leave out --preview")
+            summary = run_preview(recipe, folder, preview, **options)
+            made, sheets = folder / "preview", folder / "preview/sheets/composites.jpg"
         if as_json:
             _print_json(summary | {"dataset": str(made)})
         else:
             stdout.print(*_synth_tables(summary))
-            stdout.print(f"look at {made / 'sheets'}", soft_wrap=True, highlight=False)
+            if sheets is not None:
+                stdout.print(f"look at {sheets}", soft_wrap=True, highlight=False)
             stdout.print(str(made), soft_wrap=True, highlight=False)
+        if preview is None:
+            _report(folder, options["progress"])
 
 
 @app.command()
@@ -357,10 +340,12 @@ def verify(
         from defectgen.dataset.verify import verify_dataset
         from defectgen.yolo.label_check import ultralytics_label_check
 
+        progress = ProgressLines(stderr)
         folder = dataset / "dataset" if (dataset / "dataset").is_dir() else dataset
-        problems = [str(problem) for problem in verify_dataset(folder)]
+        problems = [str(problem) for problem in verify_dataset(folder, progress)]
         theirs: dict[str, Any] = {}
         if not problems:
+            progress("ultralytics' check", 0, 0, "in a copy of the set")
             theirs = ultralytics_label_check(folder)
         rejected = theirs.get("num_corrupt", 0) + theirs.get("num_missing", 0)
         modified = len(theirs.get("modified_files", []))
@@ -399,6 +384,33 @@ def _synth_tables(summary: dict[str, Any]) -> list[Table]:
     return [made, refused] if summary["num_rejected"] else [made]
 
 
+def _report(folder: Path, progress: Progress) -> None:
+    """Writes the report of what was made, and says where; one that cannot be written costs nothing else."""
+    from defectgen.report.page import REPORT_NAME, write_report
+
+    try:
+        write_report(folder, progress=progress)
+    except (DefectgenError, OSError) as error:
+        stderr.print(
+            f"[bold yellow]warning:[/] no {REPORT_NAME}: {escape(str(error))}", highlight=False, soft_wrap=True
+        )
+    else:
+        stderr.print(f"look at {escape(str(folder / REPORT_NAME))}", soft_wrap=True, highlight=False)
+
+
+@app.command()
+def report(
+    folder: Annotated[
+        Path, typer.Argument(metavar="RUN", help="A run folder, as runs/<recipe name>, or one of bench.")
+    ],
+) -> None:
+    """Write report.html again: what was made, what it is worth and why, on one page that needs no network."""
+    with _reported(_command()):
+        from defectgen.report.page import write_report
+
+        stdout.print(str(write_report(folder, progress=ProgressLines(stderr))), soft_wrap=True, highlight=False)
+
+
 @app.command("train-yolo")
 def train_yolo(
     recipe_path: RecipePath,
@@ -408,8 +420,10 @@ def train_yolo(
     workers: Workers = None,
     as_json: AsJson = False,
     focus: Focus = None,
+    reviews: Reviews = None,
     overwrite: Overwrite = False,
     trust_checkpoint: Trust = False,
+    tracker: Tracker = None,
     log_file: LogFile = None,
     verbose: Verbose = False,
 ) -> None:
@@ -419,13 +433,16 @@ def train_yolo(
         recipe, folder = _load(recipe_path, [*(overrides or []), *chosen], out, focus)
         from defectgen.run import available_cores, run_train_yolo
 
+        progress = ProgressLines(stderr, log_file=log_file, verbose=verbose)
         results = run_train_yolo(
             recipe,
             folder,
+            reviews=reviews or (),
             workers=workers or available_cores(),
-            progress=_Printer(log_file, verbose),
+            progress=progress,
             overwrite=overwrite,
             trust_checkpoint=trust_checkpoint,
+            trackers=installed_trackers(tracker),
         )
         if as_json:
             _print_json(results)
@@ -436,6 +453,7 @@ def train_yolo(
                 stdout.print(table)
             stdout.print(verdict_line(results), markup=False, highlight=False)
             stdout.print(str(folder / "yolo" / results["best"]["weights"]), soft_wrap=True, highlight=False)
+        _report(folder, progress)
 
 
 @app.command()
@@ -457,6 +475,7 @@ def bench(
     as_json: AsJson = False,
     overwrite: Overwrite = False,
     trust_checkpoint: Trust = False,
+    tracker: Tracker = None,
     log_file: LogFile = None,
     verbose: Verbose = False,
 ) -> None:
@@ -478,6 +497,7 @@ def bench(
         from defectgen.bench.summary import bench_table, diagnostics_lines, sentences
         from defectgen.run import available_cores
 
+        progress = ProgressLines(stderr, log_file=log_file, verbose=verbose)
         summary = run_bench(
             recipe,
             folder,
@@ -487,9 +507,10 @@ def bench(
             arms=cast(Any, chosen),
             pinned=pinned,
             workers=workers or available_cores(),
-            progress=_Printer(log_file, verbose),
+            progress=progress,
             overwrite=overwrite,
             trust_checkpoint=trust_checkpoint,
+            trackers=installed_trackers(tracker),
         )
         if as_json:
             _print_json(summary)
@@ -498,6 +519,7 @@ def bench(
             for line in [*sentences(summary), *diagnostics_lines(summary)]:
                 stdout.print(line, markup=False, highlight=False)
             stdout.print(str(folder), soft_wrap=True, highlight=False)
+        _report(folder, progress)
 
 
 def _listed(option: str, text: str | None, known: tuple[str, ...] | None) -> list[str] | None:
@@ -533,8 +555,9 @@ def export(
         if to not in FORMATS:
             raise UsageError(f"--to: must be of {', '.join(FORMATS)}, got {to!r}")
         with tempfile.TemporaryDirectory() as scratch:
-            sources, _ = _to_check(path, data_format, overrides, None, Path(scratch) / "demo", split=False)
-            facts = write(sources, out, to, progress=_Printer(), overwrite=overwrite)
+            progress = ProgressLines(stderr)
+            sources, _ = _to_check(path, data_format, overrides, None, Path(scratch) / "demo", progress, split=False)
+            facts = write(sources, out, to, progress=progress, overwrite=overwrite)
         if as_json:
             _print_json(facts)
         else:
@@ -550,7 +573,7 @@ def export(
 
 @app.command()
 def doctor(as_json: AsJson = False) -> None:
-    """Versions, device, threads and memory, and what to mend."""
+    """Versions, pairing of packages, device, threads, memory and disk, and what to mend."""
     with _reported(_command()):
         from defectgen.doctor import examine
 
@@ -559,7 +582,7 @@ def doctor(as_json: AsJson = False) -> None:
             _print_json({"facts": facts, "problems": problems})
         else:
             for name, value in facts.items():
-                stdout.print(f"{name:22} {value}", highlight=False, soft_wrap=True)
+                stdout.print(f"{name:30} {value}", markup=False, highlight=False, soft_wrap=True)
             for problem in problems:
                 stderr.print(f"[bold red]problem:[/] {escape(problem)}", highlight=False, soft_wrap=True)
         if problems:

@@ -6,8 +6,10 @@
     preview/        a few of its images, made before
     dataset/        the YOLO data set
     yolo/           detectors and results.json
+    logs/           curves of the trainings, with --tracker
 
-A stage works in a folder beside its result, named *.partial, and moves it in place when it is complete.
+A stage works in a folder beside its result, named *.partial, and moves it in place when it is complete. A reviewed set
+replaces the one before so: that is *.replaced until the new one stands, then it goes.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ import multiprocessing
 import os
 import shutil
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
@@ -29,17 +31,20 @@ from typing import Any
 import filelock
 import yaml
 
-from defectgen.compose import compose
+from defectgen.compose import clean_indexes, compose
 from defectgen.controls import compose_augmented, compose_copy_paste, compose_procedural
 from defectgen.data.lines import with_lines
 from defectgen.data.load import load_sources, require_usable
-from defectgen.dataset.manifest import MANIFEST_NAME, Task, read_manifest
-from defectgen.dataset.write import completed, finish, write_composite
+from defectgen.dataset.card import embedded_recipe
+from defectgen.dataset.manifest import MANIFEST_NAME, Manifest, Task, read_manifest, set_indexes
+from defectgen.dataset.write import changed_files, finish, gather, recipe_sha256, write_composite
 from defectgen.errors import DataError, DefectgenError, RunError, UsageError
-from defectgen.images import write_bytes_atomic
+from defectgen.images import sha256_bytes, write_bytes_atomic
+from defectgen.progress import Progress, silent
 from defectgen.recipe import Recipe
 from defectgen.records import Composite, Sources
-from defectgen.studio import Progress, Studio, fit, fit_fingerprint, load_studio
+from defectgen.review import put_in_place, rejected_indexes, settle
+from defectgen.studio import Studio, fit, fit_fingerprint, load_studio
 
 # What each stage depends on, beside the stages before it.
 FIT_FIELDS = ("seed", "data", "generator", "place.flip", "place.quarter_turns", "labels.min_change")
@@ -79,6 +84,8 @@ def open_run(recipe: Recipe, out: Path, *, overwrite: bool = False) -> Iterator[
         raise RunError(f"{out}: is in use by {holder}; wait for it, or choose another --out") from None
     try:
         holder_path.write_text(f"process {os.getpid()} on {socket.gethostname()}", encoding="utf-8")
+        if (out / "recipe.yaml").exists():  # Else it may be anybody's folder.
+            settle(out / "dataset", out / "dataset.partial")
         _check_recipe(recipe, out, overwrite=overwrite)
         write_bytes_atomic(out / "recipe.yaml", recipe.to_yaml().encode())
         yield
@@ -108,9 +115,9 @@ def _check_recipe(recipe: Recipe, out: Path, *, overwrite: bool) -> None:
     made = _differences(before, now, SYNTH_FIELDS)
     stale: list[str] = []
     if fitted and any((out / name).exists() for name in ("demo", "generator", "generator.partial", "dataset.partial")):
-        stale = ["demo", "generator", "generator.partial", "preview", "dataset", "dataset.partial", "yolo"]
+        stale = ["demo", "generator", "generator.partial", "preview", "dataset", "dataset.partial", "yolo", "logs"]
     elif made and any((out / name).exists() for name in ("dataset", "dataset.partial")):
-        stale = ["preview", "dataset", "dataset.partial", "yolo"]
+        stale = ["preview", "dataset", "dataset.partial", "yolo", "logs/yolo"]
     if not stale:
         return
     if not overwrite:
@@ -147,15 +154,15 @@ def _differences(before: dict[str, Any], now: dict[str, Any], fields: tuple[str,
     return found
 
 
-def read_sources(recipe: Recipe, out: Path) -> Sources:
+def read_sources(recipe: Recipe, out: Path, progress: Progress = silent) -> Sources:
     """The recipe's data, usable.
 
     Raises:
         DataError: naming every fault.
     """
-    sources = load_sources(recipe, out / "demo")
+    sources = load_sources(recipe, out / "demo", progress)
     require_usable(sources)
-    return replace(sources, train=with_lines(sources.train))
+    return replace(sources, train=with_lines(sources.train, progress))
 
 
 def _check_data(recipe: Recipe, sources: Sources, out: Path, *, overwrite: bool) -> None:
@@ -174,61 +181,106 @@ def _check_data(recipe: Recipe, sources: Sources, out: Path, *, overwrite: bool)
             f"{out}: was made of other images or labels than are there now (or by another version of defectgen); "
             "choose another --out, or --overwrite to replace what was made"
         )
-    for name in ("generator", "generator.partial", "preview", "dataset", "dataset.partial", "yolo"):
+    for name in ("generator", "generator.partial", "preview", "dataset", "dataset.partial", "yolo", "logs"):
         shutil.rmtree(out / name, ignore_errors=True)
 
 
-def run_fit(recipe: Recipe, out: Path, *, progress: Progress, overwrite: bool = False) -> dict[str, Any]:
-    """Fits the generator into `out`/generator; the facts of its fit.json."""
+def run_fit(
+    recipe: Recipe, out: Path, *, progress: Progress, overwrite: bool = False, trackers: Sequence[str] = ()
+) -> dict[str, Any]:
+    """Fits the generator into `out`/generator; the facts of its fit.json.
+
+    `trackers`: what gets the curves of this and other trainings, in `out`/logs: see `trackers.tracked`.
+    """
     with open_run(recipe, out, overwrite=overwrite):
-        sources = read_sources(recipe, out)
+        sources = read_sources(recipe, out, progress)
         _check_data(recipe, sources, out, overwrite=overwrite)
-        return fit(recipe, sources, out / "generator", progress=progress)
+        return fit(recipe, sources, out / "generator", progress=progress, trackers=trackers)
 
 
 def run_synth(
-    recipe: Recipe, out: Path, *, workers: int, progress: Progress, overwrite: bool = False
+    recipe: Recipe,
+    out: Path,
+    *,
+    workers: int,
+    progress: Progress,
+    overwrite: bool = False,
+    trackers: Sequence[str] = (),
+    reviews: Sequence[Path] = (),
 ) -> dict[str, Any]:
-    """Makes `out`/dataset, fitting first where needed; the data set's summary."""
+    """Makes `out`/dataset, fitting first where needed; the data set's summary.
+
+    `reviews`: files of what a person said of its images, in the order they were made. Rejected images are replaced, and
+    stay out when the set is asked for again.
+
+    Raises:
+        UsageError: a review is faulty, or of another set.
+    """
     with open_run(recipe, out, overwrite=overwrite):
-        sources = read_sources(recipe, out)
+        sources = read_sources(recipe, out, progress)
         _check_data(recipe, sources, out, overwrite=overwrite)
-        return _synth(recipe, sources, out, workers=workers, progress=progress)
+        return _synth(recipe, sources, out, workers=workers, progress=progress, trackers=trackers, reviews=reviews)
 
 
 def run_preview(
-    recipe: Recipe, out: Path, num_images: int, *, workers: int, progress: Progress, overwrite: bool = False
+    recipe: Recipe,
+    out: Path,
+    num_images: int,
+    *,
+    workers: int,
+    progress: Progress,
+    overwrite: bool = False,
+    trackers: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Makes `out`/preview, a data set of `num_images` composites, fitting first where needed; its summary.
 
     Those of its images that the whole set has as composites, too, are the same there.
     """
     with open_run(recipe, out, overwrite=overwrite):
-        sources = read_sources(recipe, out)
+        sources = read_sources(recipe, out, progress)
         _check_data(recipe, sources, out, overwrite=overwrite)
         for name in ("preview", "preview.partial"):
             shutil.rmtree(out / name, ignore_errors=True)
         few = recipe.synth.model_copy(update={"num_images": num_images, "clean_share": 0.0})
         few_of_it = recipe.model_copy(update={"synth": few})
-        return _synth(few_of_it, sources, out, workers=workers, progress=progress, name="preview")
+        return _synth(few_of_it, sources, out, workers=workers, progress=progress, trackers=trackers, name="preview")
 
 
 def _synth(
-    recipe: Recipe, sources: Sources, out: Path, *, workers: int, progress: Progress, name: str = "dataset"
+    recipe: Recipe,
+    sources: Sources,
+    out: Path,
+    *,
+    workers: int,
+    progress: Progress,
+    trackers: Sequence[str] = (),
+    name: str = "dataset",
+    reviews: Sequence[Path] = (),
 ) -> dict[str, Any]:
     from defectgen.dataset.sheet import write_contact_sheets
     from defectgen.dataset.write import summarise
 
     folder, partial = out / name, out / f"{name}.partial"
     num_images = recipe.synth.num_images
-    if folder.exists():
+    made = read_manifest(folder / MANIFEST_NAME) if folder.exists() else None
+    rejected = _rejected(recipe, sources, made, reviews)
+    if made is not None and rejected == made.header.get("rejected", []):
         progress("synth", num_images, num_images, "already made")
-        return summarise(read_manifest(folder / MANIFEST_NAME).rows, sources.class_names)
-    fit(recipe, sources, out / "generator", progress=progress)
+        return summarise(made.rows, sources.class_names)
+    if made is not None and (changed := changed_files(folder)):
+        raise RunError(
+            f"{changed[0]}: was changed since it was made (so were {len(changed) - 1} others), and a review would make "
+            "it again; keep your changes with `defectgen export`, or restore the files from what was made"
+        )
+    fit(recipe, sources, out / "generator", progress=progress, trackers=trackers)
     partial.mkdir(parents=True, exist_ok=True)
-    done = completed(partial)
-    todo = [index for index in range(num_images) if index not in done]
-    job = _Job(recipe, sources, out / "generator", fit_fingerprint(recipe, sources), partial, task_of(recipe))
+    indexes = set_indexes(num_images, rejected)
+    done = gather(partial, indexes, finished=None if made is None else folder)
+    todo = [index for index in indexes if index not in done]
+    # A detector of another kind may have been chosen since the set was made.
+    task = task_of(recipe) if made is None else made.header["task"]
+    job = _Job(recipe, sources, out / "generator", fit_fingerprint(recipe, sources), partial, task)
+    progress("synth", len(done), num_images, f"starting {min(workers, len(todo))} processes")
     refused: dict[str, int] = {}
     for count, (_, reasons) in enumerate(_in_workers(job, todo, workers), start=len(done) + 1):
         for reason in reasons:
@@ -237,17 +289,45 @@ def _synth(
         progress("synth", count, num_images, f"refused: {worst}" if worst else "")
     summary = finish(
         partial,
-        recipe_yaml=recipe.to_yaml(),
+        recipe_yaml=recipe.to_yaml() if made is None else _recipe_of(folder, made, recipe),
         class_names=sources.class_names,
-        task=task_of(recipe),
+        task=task,
         num_images=num_images,
         fingerprint=job.fingerprint,
+        rejected=rejected,
     )
     bases = sources.train_clean if recipe.data.base == "clean" else sources.train
     lookup = {image.name: image.path for image in bases}
     write_contact_sheets(partial, lookup)
-    partial.rename(folder)
+    put_in_place(partial, folder)
     return summary
+
+
+def _rejected(recipe: Recipe, sources: Sources, made: Manifest | None, reviews: Sequence[Path]) -> list[int]:
+    """Indexes that stay out of the set, rising: those rejected before it was `made`, and those of `reviews`."""
+    earlier = [] if made is None else made.header.get("rejected", [])
+    if not reviews:
+        return earlier
+    return rejected_indexes(
+        reviews,
+        recipe_sha256=recipe_sha256(recipe.to_yaml()) if made is None else made.header["recipe_sha256"],
+        fingerprint=fit_fingerprint(recipe, sources),
+        num_images=recipe.synth.num_images,
+        clean=clean_indexes(recipe),
+        earlier=earlier,
+    )
+
+
+def _recipe_of(folder: Path, made: Manifest, recipe: Recipe) -> str:
+    """The recipe by which the set in `folder` was made, whose hash its reviews name: training may have changed since.
+
+    Where its card was edited, `recipe`, which makes the same images.
+    """
+    with suppress(OSError, UnicodeDecodeError):
+        text = embedded_recipe((folder / "README.md").read_text(encoding="utf-8"))
+        if sha256_bytes(text.encode()) == made.header["recipe_sha256"]:
+            return text
+    return recipe.to_yaml()
 
 
 def run_train_yolo(
@@ -258,8 +338,12 @@ def run_train_yolo(
     progress: Progress,
     overwrite: bool = False,
     trust_checkpoint: bool = False,
+    trackers: Sequence[str] = (),
+    reviews: Sequence[Path] = (),
 ) -> dict[str, Any]:
     """Trains and evaluates the recipe's arms, making the data sets they need first; what `results.json` holds.
+
+    `reviews`: as for `run_synth`.
 
     Raises:
         UsageError: `train_yolo.model` is a .pt file, which can run code when it is loaded, and is not trusted.
@@ -273,7 +357,7 @@ def run_train_yolo(
             "comes from, add --trust-checkpoint"
         )
     with open_run(recipe, out, overwrite=overwrite):
-        sources = read_sources(recipe, out)
+        sources = read_sources(recipe, out, progress)
         if not sources.test:
             raise DataError(
                 "data.test_images: there is no held-out real image to judge a detector by; name test_images, or "
@@ -283,8 +367,10 @@ def run_train_yolo(
         synthetic: dict[str, Path] = {}
         if set(arms) - {"real", "real+aug", "full-real"}:
             _check_data(recipe, sources, out, overwrite=overwrite)
-            _synth(recipe, sources, out, workers=workers, progress=progress)
+            _synth(recipe, sources, out, workers=workers, progress=progress, trackers=trackers, reviews=reviews)
             synthetic["real+defectgen"] = out / "dataset"
+        elif reviews:
+            raise UsageError("--review: none of the arms is trained on the set or follows it; leave it out")
         for arm in ("real+aug", "real+copy-paste", "real+procedural"):
             if arm in arms:
                 synthetic[arm] = _control_set(arm, recipe, sources, out, progress=progress)
@@ -294,7 +380,8 @@ def run_train_yolo(
             synthetic={arm: path for arm, path in synthetic.items() if arm in arms},
             out=out / "yolo",
             seed=recipe.seed,
-            progress=lambda line: progress("train-yolo", 0, 0, line),
+            progress=progress,
+            trackers=trackers,
         )
 
 
@@ -305,21 +392,24 @@ def _control_set(arm: str, recipe: Recipe, sources: Sources, out: Path, *, progr
     make: Callable[[int], Composite]
     fingerprint = fit_fingerprint(recipe, sources)
     followed = fingerprint
+    rejected: list[int] = []
     if arm == "real+aug":
         num_images = recipe.synth.num_images
 
-        def make(index: int) -> Composite:
-            return compose_augmented(recipe, sources, index)
+        def make(position: int) -> Composite:
+            return compose_augmented(recipe, sources, position)
     else:
         studio = load_studio(recipe, sources, out / "generator", fingerprint=fingerprint)
-        rows = read_manifest(out / "dataset" / MANIFEST_NAME).rows
+        manifest = read_manifest(out / "dataset" / MANIFEST_NAME)
+        rows, rejected = manifest.rows, manifest.header.get("rejected", [])
         # The set stands and falls with the placements that it follows.
         followed = hashlib.sha256((out / "dataset" / MANIFEST_NAME).read_bytes()).hexdigest()
         num_images = len(rows)
         compose_again = compose_procedural if arm == "real+procedural" else compose_copy_paste
 
-        def make(index: int) -> Composite:
-            return compose_again(recipe, sources, studio, dict(rows[index]))
+        def make(position: int) -> Composite:
+            # Its index is the row's: a reviewed set has gaps.
+            return compose_again(recipe, sources, studio, dict(rows[position]))
 
     if folder.exists():
         made = read_manifest(folder / MANIFEST_NAME).header
@@ -329,9 +419,9 @@ def _control_set(arm: str, recipe: Recipe, sources: Sources, out: Path, *, progr
     for stale in (folder, partial):
         shutil.rmtree(stale, ignore_errors=True)
     partial.mkdir(parents=True)
-    for index in range(num_images):
-        _write(make(index), partial, recipe, sources, task_of(recipe))
-        progress(arm.removeprefix("real+"), index + 1, num_images, "")
+    for position in range(num_images):
+        _write(make(position), partial, recipe, sources, task_of(recipe))
+        progress(arm.removeprefix("real+"), position + 1, num_images, "")
     finish(
         partial,
         recipe_yaml=recipe.to_yaml(),
@@ -339,6 +429,7 @@ def _control_set(arm: str, recipe: Recipe, sources: Sources, out: Path, *, progr
         task=task_of(recipe),
         num_images=num_images,
         fingerprint=followed,
+        rejected=rejected,
     )
     partial.rename(folder)
     return folder

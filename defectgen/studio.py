@@ -4,6 +4,7 @@ model_index.json, unet/, scheduler/   the diffusion pipelines, as diffusers save
 twins.safetensors                     clean twins of the real defects
 screen.safetensors                    the screening classifier
 fit.json                              fingerprint, class names, margins and least contrasts, training log, versions
+samples/                              what it drew from noise on the way, beside real defects
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -26,17 +27,18 @@ from defectgen.errors import RunError
 from defectgen.images import sha256_file, write_bytes_atomic
 from defectgen.inpaint.golden import golden_windows
 from defectgen.inpaint.placement import Model
+from defectgen.progress import Progress
 from defectgen.recipe import Recipe
 from defectgen.records import Sources
+from defectgen.samples import write_sample_sheet
+from defectgen.trackers import tracked
 
 if TYPE_CHECKING:
     from defectgen.dataset.screen import Screen
-    from defectgen.diffusion.pipelines import DefectInpaintPipeline
+    from defectgen.diffusion.pipelines import DefectInpaintPipeline, DefectPatchPipeline
 
 NUM_CLEAN_CROPS = 2400
-
-# stage, done, total, note
-Progress = Callable[[str, int, int, str], None]
+SAMPLES_FOLDER = "samples"
 
 
 @dataclass(frozen=True)
@@ -103,8 +105,12 @@ def real_crops(recipe: Recipe, sources: Sources) -> list[Crop]:
     )
 
 
-def fit(recipe: Recipe, sources: Sources, folder: Path, *, progress: Progress) -> dict[str, Any]:
+def fit(
+    recipe: Recipe, sources: Sources, folder: Path, *, progress: Progress, trackers: Sequence[str] = ()
+) -> dict[str, Any]:
     """The facts of `fit.json`, after `folder` is complete. Continues a training that was killed.
+
+    `trackers`: see `trackers.tracked`; they log to logs/ beside `folder`.
 
     Raises:
         RunError: `folder` holds a generator of other data or settings.
@@ -129,24 +135,42 @@ def fit(recipe: Recipe, sources: Sources, folder: Path, *, progress: Progress) -
     clean = clean_crops(backgrounds, crops, window_px=window_px, num_crops=NUM_CLEAN_CROPS, seed=recipe.seed)
 
     def report(state: FitProgress) -> None:
-        held_out = "" if state.held_out_loss is None else f", held out {state.held_out_loss:.3f}"
-        note = f"loss {state.loss:.3f}{held_out}, {state.seconds_per_step:.2f} s/step"
-        progress("fit generator", state.step, state.num_steps, note)
+        figures = {"loss": state.loss, "seconds_per_step": state.seconds_per_step}
+        held_out = ""
+        if state.held_out_loss is not None:
+            figures["held_out_loss"] = state.held_out_loss
+            held_out = f", held out {state.held_out_loss:.3f}"
+        progress("fit generator", state.step, state.num_steps, f"loss {state.loss:.3f}{held_out}")
+        track(figures, state.step)
 
-    pipeline, log = train_generator(
-        crops,
-        clean,
-        class_names=sources.class_names,
-        config=recipe.generator,
-        flip=recipe.place.flip,
-        quarter_turns=recipe.place.quarter_turns,
-        seed=recipe.seed,
-        state_path=partial / f"state-{fingerprint[:16]}.pt",
-        progress=report,
-    )
+    def warn(message: str) -> None:
+        progress("fit generator, warning", 0, 0, message)
+
+    state_path, samples = partial / f"state-{fingerprint[:16]}.pt", partial / SAMPLES_FOLDER
+    if not state_path.exists():
+        # They may be of other data.
+        shutil.rmtree(samples, ignore_errors=True)
+
+    def show(pipeline: DefectPatchPipeline, step: int) -> None:
+        path = write_sample_sheet(samples, pipeline, step, crops=crops, config=recipe.generator, seed=recipe.seed)
+        progress("sample sheet", 1, 1, str(path))
+
+    with tracked(trackers, folder.parent / "logs", "fit", warn=warn) as track:
+        pipeline, log = train_generator(
+            crops,
+            clean,
+            class_names=sources.class_names,
+            config=recipe.generator,
+            flip=recipe.place.flip,
+            quarter_turns=recipe.place.quarter_turns,
+            seed=recipe.seed,
+            state_path=state_path,
+            progress=report,
+            show=show,
+        )
     if log.stopped_early:
         note = f"stopped: the held-out loss was lowest at step {log.best_step}"
-        progress("fit generator", recipe.generator.steps, recipe.generator.steps, note)
+        progress("fit generator", log.steps, log.steps, note)
     screen = train_screen(
         crops,
         clean,
@@ -178,6 +202,8 @@ def fit(recipe: Recipe, sources: Sources, folder: Path, *, progress: Progress) -
     shutil.rmtree(done, ignore_errors=True)
     pipeline.save_pretrained(done)
     save_file({"twins": twins}, done / "twins.safetensors")
+    for sheet in sorted(samples.glob("*.jpg")):
+        write_bytes_atomic(done / SAMPLES_FOLDER / sheet.name, sheet.read_bytes())
     min_change = recipe.labels.min_change
     facts = {
         "fingerprint": fingerprint,

@@ -65,7 +65,20 @@ def test_stages_import_no_sibling() -> None:
 
 
 def test_shared_modules_below_the_stages_import_no_stage() -> None:
-    below = ("errors", "seeds", "images", "boxes", "records", "recipe", "windows", "crops", "augment", "device")
+    below = (
+        "errors",
+        "progress",
+        "trackers",
+        "seeds",
+        "images",
+        "boxes",
+        "records",
+        "recipe",
+        "windows",
+        "crops",
+        "augment",
+        "device",
+    )
     found = [
         f"{module}.py:{line} imports {name}"
         for module in below
@@ -73,6 +86,16 @@ def test_shared_modules_below_the_stages_import_no_stage() -> None:
         if any(is_within(name, f"defectgen.{stage}") for stage in STAGES)
     ]
     assert found == []
+
+
+def test_the_report_is_made_last() -> None:
+    importers = {
+        path.relative_to(PACKAGE).parts[0]
+        for path in FILES
+        for name, _ in imports(path)
+        if is_within(name, "defectgen.report")
+    }
+    assert importers == {"cli.py", "report"}
 
 
 def test_ultralytics_is_imported_under_yolo_alone() -> None:

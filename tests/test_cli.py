@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 
 from defectgen import __version__
 from defectgen.cli import app
-from defectgen.images import encode_image
+from defectgen.images import encode_image, read_rgb
 
 Run = Callable[..., Result]
 pytestmark = pytest.mark.usefixtures("short_fitting")
@@ -312,9 +312,81 @@ def test_synth_shows_a_table_and_where_to_look(run: Run, recipe: Path, made: tup
     result = run("synth", recipe, "--out", out)
     assert result.exit_code == 0
     assert "4 images, 3 with synthetic defects" in result.stdout and "scratch" in result.stdout
-    assert result.stdout.splitlines()[-2:] == [f"look at {out / 'dataset' / 'sheets'}", str(out / "dataset")]
-    assert (out / "dataset/sheets").is_dir()
+    assert result.stdout.splitlines()[-1] == str(out / "dataset")
+    assert result.stderr.splitlines()[-1] == f"look at {out / 'report.html'}"
+    assert (out / "dataset/sheets").is_dir() and "Not measured yet" in (out / "report.html").read_text("utf-8")
     assert "already made" in result.stderr
+
+
+def test_report_that_cannot_be_made_costs_nothing_else(
+    run: Run, recipe: Path, made: tuple[Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    out = Path(shutil.copytree(made[0], tmp_path / "run"))
+    (out / "report.html").unlink(missing_ok=True)
+    (out / "report.html").mkdir()
+    result = run("synth", recipe, "--out", out, "--json")
+    assert result.exit_code == 0 and json.loads(result.stdout)["num_images"] == 4
+    assert "warning: no report.html: " in result.stderr
+
+
+def test_report_is_written_again_on_demand(run: Run, made: tuple[Path, dict[str, Any]]) -> None:
+    out, _ = made
+    (out / "report.html").write_text("old")
+    result = run("report", out)
+    assert (result.exit_code, result.stdout.strip()) == (0, str(out / "report.html"))
+    assert "Not measured yet" in (out / "report.html").read_text("utf-8")
+
+
+def test_set_that_synth_made_is_exported_by_its_composites(
+    run: Run, made: tuple[Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    out, summary = made
+    result = run("export", out / "dataset", "--to", "coco", "--out", tmp_path / "coco", "--json")
+    assert result.exit_code == 0, result.output
+    placed = sum(row["num_placed"] for row in summary["classes"].values())
+    assert json.loads(result.stdout)["defects"] == {"train": placed}
+    for image in sorted((out / "dataset/images").iterdir()):
+        (copy,) = (tmp_path / "coco").rglob(image.name)
+        assert np.array_equal(read_rgb(copy), read_rgb(image))
+
+
+def test_preview_names_the_sheet_to_look_at(run: Run, recipe: Path, fitted: Any, tmp_path: Path) -> None:
+    out = Path(shutil.copytree(fitted.out, tmp_path / "run"))
+    result = run("synth", recipe, "--out", out, "--workers", "1", "--preview", "1")
+    assert result.exit_code == 0, result.output
+    sheet = out / "preview/sheets/composites.jpg"
+    assert result.stdout.splitlines()[-2:] == [f"look at {sheet}", str(out / "preview")] and sheet.is_file()
+
+
+def test_review_replaces_what_it_rejects(
+    run: Run, recipe: Path, made: tuple[Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    out = Path(shutil.copytree(made[0], tmp_path / "run"))
+    header, *rows = map(json.loads, (out / "dataset/manifest.jsonl").read_text().splitlines())
+    rejected = next(row["index"] for row in rows if row["placed"])
+    review = tmp_path / "review.json"
+    hashes = {name: header[name] for name in ("recipe_sha256", "generator_fingerprint")}
+    review.write_text(json.dumps({"kind": "defectgen review", **hashes, "accepted": [], "rejected": [rejected]}))
+    result = run("synth", recipe, "--out", out, "--workers", "1", "--review", review, "--json")
+    assert result.exit_code == 0 and json.loads(result.stdout)["num_images"] == 4
+    assert not (out / f"dataset/images/{rejected:06d}.png").exists() and (out / "dataset/images/000004.png").exists()
+    assert run("verify", out).exit_code == 0
+
+
+def test_faulty_review_exits_with_two(
+    run: Run, recipe: Path, made: tuple[Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    review = tmp_path / "review.json"
+    review.write_text("{}")
+    for command in ("synth", "train-yolo"):
+        result = run(command, recipe, "--out", made[0], "--review", review)
+        lines = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+        assert result.exit_code == 2 and len(lines) == 5
+        assert all(
+            line.startswith(f"error: {review}: ") and "field required; export it again" in line for line in lines
+        )
+    result = run("synth", recipe, "--out", made[0], "--preview", "1", "--review", review)
+    assert result.exit_code == 2 and "--review: is of the whole set; leave out --preview" in result.stderr
 
 
 def test_verify_accepts_a_made_set_by_its_run_folder_too(run: Run, made: tuple[Path, dict[str, Any]]) -> None:

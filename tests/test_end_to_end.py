@@ -104,6 +104,7 @@ def test_quickstart_gives_a_verified_set_and_three_judged_detectors(tmp_path: Pa
         "demo",
         "generator",
         "recipe.yaml",
+        "report.html",
         "yolo",
     ]
 

@@ -12,7 +12,6 @@ from typing import Any, get_args
 
 import numpy as np
 import pytest
-import torch
 import yaml
 
 import defectgen.run as running
@@ -35,39 +34,6 @@ from defectgen.run import (
 )
 
 pytestmark = pytest.mark.usefixtures("short_fitting")
-
-
-class Later:
-    """A call that is made when its result is asked for."""
-
-    def __init__(self, function: Any, *args: Any) -> None:
-        self.function, self.args = function, args
-
-    def result(self) -> Any:
-        return self.function(*self.args)
-
-
-class InThisProcess:
-    """An executor of one worker without a process: the same functions, started in an eighth of the time."""
-
-    def __init__(self, workers: int, *, mp_context: Any, initializer: Any, initargs: tuple[Any, ...]) -> None:
-        initializer(*initargs)
-
-    def submit(self, function: Any, *args: Any) -> Later:
-        return Later(function, *args)
-
-    def shutdown(self, *, cancel_futures: bool) -> None:
-        assert cancel_futures
-
-
-@pytest.fixture
-def one_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(running, "ProcessPoolExecutor", InThisProcess)
-    monkeypatch.setattr(running, "as_completed", list)
-    monkeypatch.setattr(running, "_worker_job", None)
-    # A worker ignores Ctrl-C and takes one thread; the tests' own process does not.
-    monkeypatch.setattr(signal, "signal", lambda number, handler: None)
-    monkeypatch.setattr(torch, "set_num_threads", lambda number: None)
 
 
 class DeadlyJob:
@@ -185,7 +151,8 @@ def test_made_data_set_is_kept_and_its_summary_given_again(fitted: Any, made: Pa
     before = toys.read_tree(made)
     reports: list[tuple[Any, ...]] = []
     summary = synth(fitted.recipe, made, progress=lambda *report: reports.append(report))
-    assert reports == [("synth", 4, 4, "already made")]
+    # What is silent but where reading takes long, and why nothing follows.
+    assert [report for report in reports if report[3]] == [("synth", 4, 4, "already made")]
     assert summary["num_images"] == 4 and summary["num_composites"] == 3
     assert toys.read_tree(made) == before
 
@@ -212,7 +179,8 @@ def test_killed_synth_goes_on_to_the_same_bytes(
     synth(
         fitted.recipe, out, progress=lambda stage, done, total, note: counts.append(done) if stage == "synth" else None
     )
-    assert counts == list(range(killed_at, 5))
+    # First what is there.
+    assert counts == list(range(killed_at - 1, 5))
     assert toys.read_tree(out / "dataset") == toys.read_tree(made / "dataset")
     for name, time_ns in written.items():
         assert ((out / "dataset/images" / name).stat().st_mtime_ns == time_ns) == (name != torn)

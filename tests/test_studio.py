@@ -13,6 +13,7 @@ import pytest
 import defectgen.diffusion.train as training
 from defectgen.crops import centre
 from defectgen.errors import RunError
+from defectgen.images import read_rgb
 from defectgen.records import Sources
 from defectgen.studio import fit, fit_fingerprint, load_studio, real_crops
 
@@ -34,6 +35,7 @@ def test_folder_holds_weights_twins_class_check_and_facts(fitted: Any) -> None:
     assert sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()) == [
         "fit.json",
         "model_index.json",
+        *(f"samples/step-{step:06d}.jpg" for step in (1, 2, 3, 4)),
         "scheduler/scheduler_config.json",
         "screen.safetensors",
         "twins.safetensors",
@@ -79,7 +81,8 @@ def test_killed_fit_goes_on_and_leaves_no_generator_before_it_is_whole(
     with pytest.raises(KeyboardInterrupt):
         fit(fitted.recipe, fitted.sources, folder, progress=kill)
     assert not folder.exists()
-    assert [path.suffix for path in (tmp_path / "generator.partial").iterdir()] == [".pt"]
+    left = sorted((tmp_path / "generator.partial").iterdir())
+    assert [path.suffix or path.name for path in left] == ["samples", ".pt"]
 
     # The training has ended: no step of it is made again.
     monkeypatch.setattr(training, "_loss", None)
@@ -93,11 +96,32 @@ def test_progress_names_stages_in_order_and_ends_each(fitted: Any, tmp_path: Pat
     reports: list[tuple[str, int, int, str]] = []
     fit(fitted.recipe, fitted.sources, tmp_path / "generator", progress=lambda *report: reports.append(report))
     stages = list(dict.fromkeys(stage for stage, *_ in reports))
-    assert stages == ["fit generator", "fit class check", "clean twins among clean images", "clean twins"]
+    # The tiny fit shows its first step.
+    assert stages == [
+        "sample sheet",
+        "fit generator",
+        "fit class check",
+        "clean twins among clean images",
+        "clean twins",
+    ]
     for stage in stages:
         _, done, total, _ = [report for report in reports if report[0] == stage][-1]
         assert done == total > 0
-    assert "loss" in reports[0][3] and "s/step" in reports[0][3]
+    assert "loss" in next(note for stage, _, _, note in reports if stage == "fit generator")
+    sheets = [Path(note) for stage, _, _, note in reports if stage == "sample sheet"]
+    assert sheets == [tmp_path / f"generator.partial/samples/step-{step:06d}.jpg" for step in (1, 2, 3, 4)]
+
+
+def test_sample_sheets_of_other_data_do_not_stay(fitted: Any, tmp_path: Path) -> None:
+    stale = tmp_path / "generator.partial/samples/step-000003.jpg"
+    stale.parent.mkdir(parents=True)
+    stale.write_bytes(b"old")
+    (stale.parent / "step-000099.jpg").write_bytes(b"old")
+    fit(fitted.recipe, fitted.sources, tmp_path / "generator", progress=silent)
+    assert sorted(path.name for path in (tmp_path / "generator/samples").iterdir()) == [
+        f"step-{step:06d}.jpg" for step in (1, 2, 3, 4)
+    ]
+    assert read_rgb(tmp_path / "generator/samples/step-000003.jpg").ndim == 3
 
 
 def test_loaded_studio_holds_a_model_with_twin_per_real_defect(fitted: Any, generator: Path) -> None:

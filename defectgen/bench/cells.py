@@ -17,15 +17,16 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from defectgen import __version__
-from defectgen.bench.diagnostics import diagnose
 from defectgen.bench.plots import write_plots
 from defectgen.bench.summary import summarise
 from defectgen.data.load import load_sources, require_usable
+from defectgen.diagnostics import diagnose
 from defectgen.errors import RunError, UsageError
 from defectgen.images import sha256_file, write_bytes_atomic
+from defectgen.progress import Progress
 from defectgen.recipe import DEFAULT_ARMS, Arm, Recipe
 from defectgen.run import read_sources, run_train_yolo
-from defectgen.studio import Progress, load_studio
+from defectgen.studio import load_studio
 from defectgen.yolo.arm_files import read_json, to_json
 from defectgen.yolo.arms import task_of_model
 from defectgen.yolo.train import label_agreement
@@ -65,6 +66,7 @@ def run_bench(
     progress: Progress,
     overwrite: bool = False,
     trust_checkpoint: bool = False,
+    trackers: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Every cell of the bench, and the summary of all that `out` holds of this profile.
 
@@ -107,7 +109,13 @@ def run_bench(
 
         run = folder / f"k{k}" / f"seed{seed}"
         results = run_train_yolo(
-            cell, run, workers=workers, progress=report, overwrite=overwrite, trust_checkpoint=trust_checkpoint
+            cell,
+            run,
+            workers=workers,
+            progress=report,
+            overwrite=overwrite,
+            trust_checkpoint=trust_checkpoint,
+            trackers=trackers,
         )
         # Until a cell is done again, its rows stay: they say which arms it has.
         rows = [row for row in rows if (row["k"], row["seed"]) != (k, seed)]
@@ -120,12 +128,10 @@ def run_bench(
         ]
         rows = sorted([*rows, *of_cell], key=lambda row: (row["k"], row["seed"]))
         if OWN_ARM in results["arms"]:
+            report("diagnose", 0, 0, "how near the synthetic defects are to the real ones")
             found = _diagnostics(cell, run)
             if CEILING in results["arms"]:
-                judged = label_agreement(
-                    run / "yolo", OWN_ARM, judge=CEILING, progress=lambda line: report("label agreement", 0, 0, line)
-                )
-                found["label_agreement"] = judged
+                found["label_agreement"] = label_agreement(run / "yolo", OWN_ARM, judge=CEILING, progress=report)
             write_bytes_atomic(run / "diagnostics.json", to_json(found))
         for row in of_cell:
             figures = f"mAP50 {100 * row['map50']:.1f}, mAP50-95 {100 * row['map5095']:.1f}"
@@ -134,7 +140,7 @@ def run_bench(
         summary = summarise(rows, num_test_images=results["test_images"])
         summary["diagnostics"] = _diagnostics_on_disk(rows, folder)
         write_bytes_atomic(folder / "bench.json", to_json(summary))
-    write_plots(rows, _curves(rows, folder), folder)
+    write_plots(rows, curves_on_disk(rows, folder), folder)
     return summary
 
 
@@ -218,7 +224,7 @@ def _diagnostics_on_disk(rows: Sequence[dict[str, Any]], folder: Path) -> list[d
     return found
 
 
-def _curves(rows: Sequence[dict[str, Any]], folder: Path) -> list[dict[str, Any]]:
+def curves_on_disk(rows: Sequence[dict[str, Any]], folder: Path) -> list[dict[str, Any]]:
     """The curves of every row whose run is still there."""
     curves = []
     for row in rows:

@@ -11,7 +11,7 @@ import numpy as np
 from defectgen.yolo.verdict import OWN_ARM, paired_interval
 
 # Okabe and Ito's colours, told apart by the colour-blind.
-_COLOURS = {
+COLOURS = {
     "real": "#000000",
     "real+aug": "#56B4E9",
     "real+copy-paste": "#E69F00",
@@ -23,11 +23,30 @@ _COLOURS = {
 
 def write_plots(rows: Sequence[dict[str, Any]], curves: Sequence[dict[str, Any]], out: Path) -> list[Path]:
     """Writes map_over_k.png, gain_per_class.png, precision_recall.png and false_alarms.png; those with something on."""
+    written = []
+    for name, draw in drawings(rows, curves).items():
+        # Without pyplot, which keeps global state and may ask for a screen.
+        from matplotlib import rc_context
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+
+        with rc_context({"text.parse_math": False, "text.usetex": False}):  # A class may be called anything.
+            figure = Figure(figsize=(7, 4.5), layout="constrained")
+            FigureCanvasAgg(figure)
+            axes = figure.add_subplot()
+            if draw(axes):
+                figure.savefig(out / f"{name}.png", dpi=120)
+                written.append(out / f"{name}.png")
+    return written
+
+
+def drawings(rows: Sequence[dict[str, Any]], curves: Sequence[dict[str, Any]]) -> dict[str, Callable[[Any], bool]]:
+    """By name, what draws into matplotlib axes, and says whether there was something to draw."""
     k = max(row["k"] for row in rows)
     # A run that was deleted has none.
     k_of_curves = max((curve["k"] for curve in curves), default=k)
     of_k = [curve for curve in curves if curve["k"] == k_of_curves]
-    drawings: dict[str, Callable[[Any], bool]] = {
+    return {
         "map_over_k": lambda axes: _map_over_k(axes, rows),
         "gain_per_class": lambda axes: _gain_per_class(axes, [row for row in rows if row["k"] == k]),
         "precision_recall": lambda axes: _curves(
@@ -46,24 +65,18 @@ def write_plots(rows: Sequence[dict[str, Any]], curves: Sequence[dict[str, Any]]
             logarithmic=True,
         ),
     }
-    written = []
-    for name, draw in drawings.items():
-        # Without pyplot, which keeps global state and may ask for a screen.
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
 
-        figure = Figure(figsize=(7, 4.5), layout="constrained")
-        FigureCanvasAgg(figure)
-        axes = figure.add_subplot()
-        if draw(axes):
-            figure.savefig(out / f"{name}.png", dpi=120)
-            written.append(out / f"{name}.png")
-    return written
+
+def log_axis(axes: Any) -> None:
+    """Makes the axis of x logarithmic, with plain numbers at 1, 2 and 5 of each decade."""
+    axes.set(xscale="log")
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    axes.xaxis.set_minor_formatter(lambda value, _: f"{value:g}" if f"{value:.0e}"[0] in "25" else "")
 
 
 def _arms(rows: Sequence[dict[str, Any]]) -> list[str]:
     present = {row["arm"] for row in rows}
-    return [arm for arm in _COLOURS if arm in present]
+    return [arm for arm in COLOURS if arm in present]
 
 
 def _map_over_k(axes: Any, rows: Sequence[dict[str, Any]]) -> bool:
@@ -81,7 +94,7 @@ def _map_over_k(axes: Any, rows: Sequence[dict[str, Any]]) -> bool:
             highs.append(high - mean)
         # Beside one another, or their bars would hide each other.
         shifted = np.array(ks_of_arm) * (1 + 0.02 * (position - (len(arms) - 1) / 2))
-        axes.errorbar(shifted, means, yerr=(lows, highs), label=arm, color=_COLOURS[arm], marker="o", capsize=3)
+        axes.errorbar(shifted, means, yerr=(lows, highs), label=arm, color=COLOURS[arm], marker="o", capsize=3)
     axes.set(xlabel="real defects per class (K)", ylabel="mAP50-95, %", xticks=ks)
     axes.set(xlim=(0.7 * ks[0], 1.2 * ks[-1]), ylim=(0, 1.05 * axes.get_ylim()[1]))
     axes.legend(loc="upper left")
@@ -100,10 +113,10 @@ def _gain_per_class(axes: Any, rows: Sequence[dict[str, Any]]) -> bool:
         others = {row["seed"]: row["ap5095"] for row in paired if row["arm"] == arm}
         gains = [100 * np.mean([own[seed][name] - others[seed][name] for seed in others]) for name in names]
         places = np.arange(len(names)) + (position - (len(arms) - 1) / 2) * width
-        axes.bar(places, gains, width, label=f"over {arm}", color=_COLOURS[arm])
+        axes.bar(places, gains, width, label=f"over {arm}", color=COLOURS[arm])
     axes.axhline(0, color="black", linewidth=0.8)
     axes.set(ylabel=f"gain of {OWN_ARM}, AP50-95, points", xticks=range(len(names)), xticklabels=names)
-    axes.legend()
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.1), ncols=len(arms))
     return True
 
 
@@ -113,9 +126,11 @@ def _curves(
     shown = [curve for curve in curves if curve[name]]
     for arm in _arms(shown):
         points = np.array([curve[name] for curve in shown if curve["arm"] == arm])
-        axes.plot(points[0, :, 0], points[:, :, 1].mean(axis=0), label=arm, color=_COLOURS[arm], marker=".")
+        axes.plot(points[0, :, 0], points[:, :, 1].mean(axis=0), label=arm, color=COLOURS[arm], marker=".")
     if not shown:
         return False
-    axes.set(xlabel=x_label, ylabel=y_label, ylim=(0, 1.02), xscale="log" if logarithmic else "linear")
+    axes.set(xlabel=x_label, ylabel=y_label, ylim=(0, 1.02))
+    if logarithmic:
+        log_axis(axes)
     axes.legend()
     return True

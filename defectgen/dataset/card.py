@@ -28,6 +28,11 @@ def portable_recipe(recipe_yaml: str) -> str:
     return yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True)
 
 
+def embedded_recipe(card: str) -> str:
+    """The recipe that a card embeds, as `dataset_card` was given it; something else where it was edited."""
+    return card.rpartition("\n```yaml\n")[2].removesuffix("```\n")
+
+
 def dataset_card(
     summary: dict[str, Any], *, header: HeaderRow, recipe_yaml: str, licence_note: str | None = None
 ) -> str:
@@ -44,10 +49,14 @@ def dataset_card(
         *([f"{summary['num_kept_only']} with real defects alone"] if summary["num_kept_only"] else []),
         f"{summary['num_clean']} clean (empty labels).",
     ]
+    rejected = header.get("rejected", [])
+    indexes = ", ".join(str(index) for index in rejected)
+    reviewed = f"Images rejected by a person, for which others stand: {len(rejected)} ({indexes})."
     parts = [
         "# Synthetic defect data set",
         f"Made by defectgen {header['version']}. {', '.join(counts)} Labels are YOLO {kind}, measured from the pixels "
         "that changed.",
+        *([reviewed] if rejected else []),
         "## Classes",
         _class_table(summary, header["class_names"]),
         "Label size is the longest side in pixels: least, median, most.",

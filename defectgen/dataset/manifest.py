@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import count, islice
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NotRequired
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, with_config
 from typing_extensions import TypedDict
@@ -84,7 +85,7 @@ class ImageRow(TypedDict):
 
 @with_config(_STRICT)
 class HeaderRow(TypedDict):
-    """What holds for the whole set."""
+    """What holds for the whole set; `rejected`: indexes that a person rejected, rising, where there are any."""
 
     kind: Literal["header"]
     version: str
@@ -93,6 +94,7 @@ class HeaderRow(TypedDict):
     class_names: Annotated[list[str], Field(min_length=1)]
     task: Task
     num_images: Annotated[int, Field(ge=1)]
+    rejected: NotRequired[Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]]
 
 
 _HEADER = TypeAdapter(HeaderRow)
@@ -163,6 +165,12 @@ def _parse_record(text: str, adapter: TypeAdapter[Any], path: Path, where: str) 
         field = ".".join(str(part) for part in fault["loc"]) or "record"
         got = "" if fault["type"] == "missing" else f", got {str(fault['input'])[:60]!r}"
         raise ManifestError(path, where, f"{field}: {fault['msg'].lower()}{got}") from None
+
+
+def set_indexes(num_images: int, rejected: Collection[int] = ()) -> list[int]:
+    """Indexes of the images of a set, rising: the first `num_images` from 0 on that no person rejected."""
+    left_out = frozenset(rejected)
+    return list(islice((index for index in count() if index not in left_out), num_images))
 
 
 def json_line(record: Any) -> str:

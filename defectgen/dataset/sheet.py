@@ -1,8 +1,10 @@
-"""Contact sheets for the eye: clean image, composite and label side by side. Not part of the set's manifest."""
+"""Contact sheets for the eye: clean image, composite, label and patch side by side. Not part of the set's manifest."""
 
 from __future__ import annotations
 
+import math
 import re
+import shutil
 import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,6 +13,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from defectgen.boxes import area
 from defectgen.dataset.manifest import MANIFEST_NAME, ImageRow, read_manifest
 from defectgen.errors import DataError
 from defectgen.images import encode_image, read_rgb, write_bytes_atomic
@@ -20,9 +23,13 @@ SHEETS_FOLDER = "sheets"
 _ZOOM = 3
 _SURROUNDINGS = 2.0
 _MIN_CROP_PX, _MAX_CROP_PX = 48, 160
+# Shown around the changed pixels of a patch; what is shown of one is so much longer than it, and at least so long.
+_RIM_PX = 2
+_PATCH_SURROUNDINGS, _MIN_PATCH_PX = 1.25, 16
 _GAP_PX = 6
 _TEXT_PX = 16
-_SHEET_WIDTH_PX = 1600
+_SHEET_WIDTH_PX, _STRIP_PICTURES = 1800, 4
+_GROUND = 128
 _PAPER = (255, 255, 255)
 _INK = (20, 20, 20)
 # Distinct in hue and lightness (Okabe and Ito 2008), legible on grey and green products.
@@ -38,6 +45,7 @@ class SheetRow:
         mask: uint8 (H, W), class_id + 1 on changed pixels.
         boxes: class_id and box in pixels of the composite.
         title: printed above the strip.
+        patch_xyxy: the defect whose surroundings alone are the patch's picture, enlarged; None: all of the strip's.
     """
 
     clean: np.ndarray
@@ -45,6 +53,7 @@ class SheetRow:
     mask: np.ndarray
     boxes: tuple[tuple[int, XYXY], ...]
     title: str = ""
+    patch_xyxy: XYXY | None = None
 
 
 def contact_sheet(
@@ -55,11 +64,14 @@ def contact_sheet(
     num_columns: int = 2,
     num_images: int = 12,
 ) -> np.ndarray:
-    """uint8 (H, W, 3) RGB: per row a strip clean | composite | label under its title, strips in `num_columns` columns.
+    """uint8 (H, W, 3) RGB: per row a strip clean | composite | label | patch under its title.
+
+    The patch is what was put in: the changed pixels, on a grey ground.
 
     Args:
         rows: at least one; those after the first `num_images` are left out.
         height_px: every image is scaled to this height.
+        num_columns: strips side by side.
     """
     assert rows, "a sheet needs a row"
     strips = [_strip(row, class_names, height_px) for row in rows[:num_images]]
@@ -74,8 +86,25 @@ def contact_sheet(
     return np.concatenate(parts[:-1], axis=0)
 
 
+def sample_sheet(rows: Sequence[tuple[str, Sequence[np.ndarray]]], heading: str, *, side_px: int = 128) -> np.ndarray:
+    """uint8 (H, W, 3) RGB: under `heading` a line per row, its square pictures side by side under its name.
+
+    Args:
+        rows: name, and uint8 (S, S, 3) pictures, each scaled to `side_px`.
+    """
+    parts = [(heading, _paper(_GAP_PX, 4 * side_px))]
+    for name, pictures in rows:
+        scaled = [_scaled(picture, (side_px, side_px)) for picture in pictures]
+        parts.append((name, _beside(scaled)))
+    width = max(picture.shape[1] for _, picture in parts)
+    lines = [_titled(title, _pad(picture, picture.shape[0], width)) for title, picture in parts]
+    return np.concatenate(lines, axis=0)
+
+
 def write_contact_sheets(folder: Path, sources_lookup: Mapping[str, Path], num_images: int = 12) -> list[Path]:
     """The files written: `sheets/composites.jpg`, and per class with a placed defect `sheets/class_<name>.jpg`.
+
+    They replace those of before.
 
     Args:
         folder: a finished data set.
@@ -98,10 +127,11 @@ def write_contact_sheets(folder: Path, sources_lookup: Mapping[str, Path], num_i
             stem = f"class_{_file_stem(name)}"
             stem = f"{stem}_{class_id}" if stem in sheets else stem
             height_px = crops[0].composite.shape[0] * _ZOOM
-            columns = max(_SHEET_WIDTH_PX // (3 * height_px), 1)
+            columns = max(_SHEET_WIDTH_PX // (_STRIP_PICTURES * height_px), 1)
             sheets[stem] = contact_sheet(
                 crops, class_names, height_px=height_px, num_columns=columns, num_images=num_images
             )
+    shutil.rmtree(folder / SHEETS_FOLDER, ignore_errors=True)
     paths = []
     for stem, sheet in sheets.items():
         path = folder / SHEETS_FOLDER / f"{stem}.jpg"
@@ -126,7 +156,9 @@ def _read_row(folder: Path, row: ImageRow, sources_lookup: Mapping[str, Path]) -
         )
     boxes = [(kept["class_id"], _xyxy(kept["xyxy"])) for kept in row["kept"]]
     boxes += [(defect["class_id"], _xyxy(defect["label_xyxy"])) for defect in row["placed"]]
-    return SheetRow(clean, composite, mask, tuple(boxes), f"{row['index']:06d}  {row['source']}")
+    changed = [_xyxy(defect["changed_xyxy"]) for defect in row["placed"]]
+    largest = max(changed, key=area, default=None)
+    return SheetRow(clean, composite, mask, tuple(boxes), f"{row['index']:06d}  {row['source']}", largest)
 
 
 def _class_crops(
@@ -147,15 +179,20 @@ def _class_crops(
     crops = []
     for row, (x1, y1, x2, y2) in found:
         whole = _read_row(folder, row, sources_lookup)
-        height, width = whole.mask.shape
-        left = min(max(round((x1 + x2 - side) / 2), 0), width - side)
-        top = min(max(round((y1 + y2 - side) / 2), 0), height - side)
-        window = (slice(top, top + side), slice(left, left + side))
+        window, left, top = _window((x1, y1, x2, y2), side, whole.mask.shape)
         boxes = tuple((other, (a - left, b - top, c - left, d - top)) for other, (a, b, c, d) in whole.boxes)
         seen = tuple((other, box) for other, box in boxes if min(box[2:]) > 0 and max(box[:2]) < side)
         title = f"{row['index']:06d}  at {round(x1)}, {round(y1)}"
         crops.append(SheetRow(whole.clean[window], whole.composite[window], whole.mask[window], seen, title))
     return crops
+
+
+def _window(around: XYXY, side: int, shape: tuple[int, ...]) -> tuple[tuple[slice, slice], int, int]:
+    """The square of `side` pixels around a box, moved into an image of this `shape`; and its left and top edge."""
+    x1, y1, x2, y2 = around
+    left = min(max(round((x1 + x2 - side) / 2), 0), shape[1] - side)
+    top = min(max(round((y1 + y2 - side) / 2), 0), shape[0] - side)
+    return (slice(top, top + side), slice(left, left + side)), left, top
 
 
 def _xyxy(numbers: Sequence[float]) -> XYXY:
@@ -167,14 +204,37 @@ def _strip(row: SheetRow, class_names: Sequence[str], height_px: int) -> np.ndar
     assert row.clean.shape == row.composite.shape and row.mask.shape == row.composite.shape[:2]
     scale = height_px / row.composite.shape[0]
     size = (max(round(row.composite.shape[1] * scale), 1), height_px)
-    # Cubic would ring at the crisp edges one looks for; area averages where it shrinks.
-    how = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
-    clean, composite = (cv2.resize(image, size, interpolation=how) for image in (row.clean, row.composite))
+    clean, composite = _scaled(row.clean, size), _scaled(row.composite, size)
     mask = cv2.resize(row.mask, size, interpolation=cv2.INTER_NEAREST)
-    pictures = _beside([clean, composite, _drawn_label(composite, mask, row.boxes, class_names, scale)])
-    title = _paper(_TEXT_PX + 4, pictures.shape[1])
-    _put_text(title, row.title, (2, _TEXT_PX), _INK)
-    return np.concatenate([title, pictures], axis=0)
+    label = _drawn_label(composite, mask, row.boxes, class_names, scale)
+    patch = _patch(row)
+    enlarged = _scaled(patch, (max(round(patch.shape[1] * height_px / patch.shape[0]), 1), height_px))
+    return _titled(row.title, _beside([clean, composite, label, enlarged]))
+
+
+def _patch(row: SheetRow) -> np.ndarray:
+    """uint8 (H, W, 3): the changed pixels and a rim around them, the rest grey; as far as `patch_xyxy` says."""
+    kernel = np.ones((2 * _RIM_PX + 1,) * 2, np.uint8)
+    is_shown = cv2.dilate((row.mask > 0).astype(np.uint8), kernel)[..., None] > 0
+    patch = np.where(is_shown, row.composite, np.uint8(_GROUND))
+    if row.patch_xyxy is None:
+        return patch
+    x1, y1, x2, y2 = row.patch_xyxy
+    side = max(math.ceil(_PATCH_SURROUNDINGS * max(x2 - x1, y2 - y1)), _MIN_PATCH_PX)
+    window, _, _ = _window(row.patch_xyxy, min(side, *row.mask.shape), row.mask.shape)
+    return patch[window]
+
+
+def _titled(title: str, picture: np.ndarray) -> np.ndarray:
+    line = _paper(_TEXT_PX + 4, picture.shape[1])
+    _put_text(line, title, (2, _TEXT_PX), _INK)
+    return np.concatenate([line, picture], axis=0)
+
+
+def _scaled(image: np.ndarray, size_wh: tuple[int, int]) -> np.ndarray:
+    # Cubic would ring at the crisp edges one looks for; area averages where it shrinks.
+    how = cv2.INTER_AREA if size_wh[1] < image.shape[0] else cv2.INTER_LINEAR
+    return cv2.resize(image, size_wh, interpolation=how)
 
 
 def _drawn_label(

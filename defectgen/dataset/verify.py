@@ -18,13 +18,16 @@ from defectgen.dataset.manifest import (
     HeaderRow,
     ImageRow,
     LabelRow,
+    Manifest,
     ManifestError,
     PlacedRow,
     label_rows,
     read_manifest,
+    set_indexes,
 )
 from defectgen.errors import DataError
 from defectgen.images import read_rgb, sha256_bytes, sha256_file
+from defectgen.progress import Progress, silent
 from defectgen.records import Problem
 
 # Labels have six decimals: half a unit of rounding each in the file and in what it is compared with.
@@ -34,7 +37,7 @@ _BOX_TOLERANCE_PX = 0.01
 _MASK_TOLERANCE_PX = 1.0
 
 
-def verify_dataset(folder: Path) -> list[Problem]:
+def verify_dataset(folder: Path, progress: Progress = silent) -> list[Problem]:
     """Everything in which the set differs from its manifest, or the manifest from itself; empty where it is sound.
 
     A file gives its most telling fault alone: for a label the rows that are wrong, else that its hash differs.
@@ -47,12 +50,14 @@ def verify_dataset(folder: Path) -> list[Problem]:
     if (folder / "rows").exists():
         reason = "is left over: the set is not finished"
         problems.append(Problem("error", str(folder / "rows"), "", reason, "run `defectgen synth` again"))
+    problems += _index_problems(folder / MANIFEST_NAME, manifest)
     problems += _extra_files(folder, manifest.rows)
-    for row in manifest.rows:
+    for number, row in enumerate(manifest.rows, 1):
         problems += _row_problems(folder / MANIFEST_NAME, row, manifest.header)
         problems += _image_problems(folder / row["image"], row)
         problems += _label_problems(folder / row["label"], row, manifest.header)
         problems += _mask_problems(folder / row["mask"], row)
+        progress("verify", number, len(manifest.rows), "")
     return problems
 
 
@@ -84,6 +89,17 @@ def _data_yaml_problems(path: Path, header: HeaderRow) -> Iterator[Problem]:
     names = data.get("names")
     if (dict(enumerate(names)) if isinstance(names, list) else names) != expected:
         yield Problem("error", str(path), "names", f"must be {expected}, got {names}", "correct the names")
+
+
+def _index_problems(path: Path, manifest: Manifest) -> Iterator[Problem]:
+    """Images that are listed though the header leaves them out, or the other way round."""
+    asked = set(set_indexes(manifest.header["num_images"], manifest.header.get("rejected", ())))
+    listed = {row["index"] for row in manifest.rows}
+    for index in sorted(listed - asked):
+        why = "a person rejected it" if index in manifest.header.get("rejected", ()) else "its header asks for others"
+        yield _fault(path, f"is listed, but {why}", f"image {index}")
+    for index in sorted(asked - listed):
+        yield _fault(path, "is not listed", f"image {index}")
 
 
 def _extra_files(folder: Path, rows: tuple[ImageRow, ...]) -> Iterator[Problem]:

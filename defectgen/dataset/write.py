@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import shutil
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -32,6 +32,7 @@ from defectgen.dataset.manifest import (
     label_text,
     parse_image_row,
     read_manifest,
+    set_indexes,
     summarise,
 )
 from defectgen.errors import DataError, RunError
@@ -95,7 +96,7 @@ def write_composite(
     write_bytes_atomic(folder / row["image"], image)
     write_bytes_atomic(folder / row["label"], label)
     write_bytes_atomic(folder / row["mask"], mask)
-    write_bytes_atomic(folder / ROWS_FOLDER / f"{stem}.json", json_line(row).encode())
+    _write_row(folder, row)
     return row
 
 
@@ -143,6 +144,47 @@ def completed(folder: Path) -> set[int]:
     return set(_complete_rows(folder))
 
 
+def gather(folder: Path, indexes: Collection[int], *, finished: Path | None = None) -> set[int]:
+    """Indexes of the images that `folder` holds complete, after all others are gone from it.
+
+    May be repeated after a kill at any point.
+
+    Args:
+        indexes: what the set is to hold.
+        finished: a finished set of the same recipe and generator, left as it is: what it has of `indexes` is taken over
+            without being made again.
+    """
+    wanted = frozenset(indexes)
+    for name in (ROWS_FOLDER, *FOLDERS):
+        for path in (folder / name).glob("[0-9]*"):
+            if path.stem.isdecimal() and int(path.stem) not in wanted:
+                path.unlink()
+    done = completed(folder)
+    if finished is not None:
+        for index, row in _complete_rows(finished).items():
+            if index in wanted and index not in done:
+                for name in (row["image"], row["label"], row["mask"]):
+                    _link(finished / name, folder / name)
+                _write_row(folder, row)
+                done.add(index)
+    return done
+
+
+def _link(source: Path, target: Path) -> None:
+    """`target` is the same file as `source`, or a copy where the disk has no such links. Nothing writes into either."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.unlink(missing_ok=True)
+    try:
+        target.hardlink_to(source)
+    except OSError:
+        write_bytes_atomic(target, source.read_bytes())
+
+
+def _write_row(folder: Path, row: ImageRow) -> None:
+    """Marks the image as complete."""
+    write_bytes_atomic(folder / ROWS_FOLDER / f"{row['index']:06d}.json", json_line(row).encode())
+
+
 def _complete_rows(folder: Path) -> dict[int, ImageRow]:
     rows: dict[int, ImageRow] = {}
     # A set that was finished, or killed while its rows were being removed, has them in its manifest.
@@ -158,6 +200,15 @@ def _complete_rows(folder: Path) -> dict[int, ImageRow]:
             continue
         rows[row["index"]] = row
     return {index: rows[index] for index in sorted(rows) if _files_match(folder, rows[index])}
+
+
+def changed_files(folder: Path) -> list[Path]:
+    """Files of the finished set in `folder` that are there with other content than when they were made."""
+    rows = read_manifest(folder / MANIFEST_NAME).rows
+    files = [(row[name], row[f"{name}_sha256"]) for row in rows for name in ("image", "label", "mask")]  # type: ignore[literal-required]
+    return [
+        folder / name for name, digest in files if (folder / name).exists() and sha256_file(folder / name) != digest
+    ]
 
 
 def _files_match(folder: Path, row: ImageRow) -> bool:
@@ -180,19 +231,23 @@ def finish(
     task: Task,
     num_images: int,
     fingerprint: str,
+    rejected: Collection[int] = (),
     licence_note: str | None = None,
 ) -> dict[str, Any]:
     """The set's summary (see `summarise`), after data.yaml, README.md and the manifest are in `folder`.
+
+    `rejected`: indexes that a person rejected; others stand for them (see `set_indexes`).
 
     May be repeated after a kill at any point. `recipe_yaml` is embedded with `data.root` cut to its last folder, so
     that the same set made elsewhere has the same bytes.
 
     Raises:
-        RunError: fewer or more complete images than `num_images`.
+        RunError: fewer, more or other complete images than asked for.
     """
     rows = _complete_rows(folder)
-    if len(rows) != num_images:
-        missing = [str(index) for index in range(num_images) if index not in rows]
+    indexes = set_indexes(num_images, rejected)
+    if list(rows) != indexes:
+        missing = [str(index) for index in indexes if index not in rows]
         named = f" (incomplete: {', '.join(missing[:8])}{', ...' if len(missing) > 8 else ''})" if missing else ""
         raise RunError(
             f"{folder}: holds {len(rows)} complete images, {num_images} were asked for{named}; "
@@ -202,12 +257,14 @@ def finish(
     header: HeaderRow = {
         "kind": "header",
         "version": __version__,
-        "recipe_sha256": sha256_bytes(recipe.encode()),
+        "recipe_sha256": recipe_sha256(recipe),
         "generator_fingerprint": fingerprint,
         "class_names": list(class_names),
         "task": task,
         "num_images": num_images,
     }
+    if rejected:
+        header["rejected"] = sorted(rejected)
     summary = summarise(rows.values(), class_names)
     card = dataset_card(summary, header=header, recipe_yaml=recipe, licence_note=licence_note)
     for name in FOLDERS:
@@ -220,6 +277,11 @@ def finish(
     write_bytes_atomic(folder / MANIFEST_NAME, manifest.encode())
     shutil.rmtree(folder / ROWS_FOLDER, ignore_errors=True)
     return summary
+
+
+def recipe_sha256(recipe_yaml: str) -> str:
+    """The hash by which a manifest's header names a recipe, wherever its data lies."""
+    return sha256_bytes(portable_recipe(recipe_yaml).encode())
 
 
 def data_yaml_text(class_names: Sequence[str]) -> str:

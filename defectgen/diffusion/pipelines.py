@@ -5,7 +5,7 @@ Both are saved and loaded whole, as diffusers does: `save_pretrained(folder)`, `
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,6 +15,9 @@ from diffusers.utils import BaseOutput
 
 from defectgen.device import autocast
 from defectgen.diffusion.unet import SAMPLE_CHANNELS, context_of, no_class, predict_clean, velocity
+
+# After a step: its number, the sigma it came from, x there, and the clean image predicted from it, float (B, 4, H, W).
+OnStep = Callable[[int, float, torch.Tensor, torch.Tensor], None]
 
 
 @dataclass
@@ -49,7 +52,13 @@ class DefectPatchPipeline(_DefectPipeline):
 
     @torch.inference_mode()
     def __call__(
-        self, class_ids: Sequence[int], *, seeds: Sequence[int], num_steps: int = 14, guidance: float = 1.5
+        self,
+        class_ids: Sequence[int],
+        *,
+        seeds: Sequence[int],
+        num_steps: int = 14,
+        guidance: float = 1.5,
+        on_step: OnStep | None = None,
     ) -> DefectOutput:
         """One patch per class id.
 
@@ -61,7 +70,7 @@ class DefectPatchPipeline(_DefectPipeline):
         nothing = torch.zeros(len(class_ids), 3, side, side)
         everything = torch.ones(len(class_ids), 1, side, side)
         start = _noise(seeds, side)
-        x = _sample(self, start, context_of(nothing, everything), class_ids, num_steps, guidance)
+        x = _sample(self, start, context_of(nothing, everything), class_ids, num_steps, guidance, on_step=on_step)
         return _output(x)
 
 
@@ -139,6 +148,7 @@ def _sample(
     *,
     strength: float = 1.0,
     outside: _Outside | None = None,
+    on_step: OnStep | None = None,
 ) -> torch.Tensor:
     """Euler steps from sigma = `strength` to 0, guided by class (Ho and Salimans 2022, Eq. 6), in one doubled batch.
 
@@ -166,6 +176,8 @@ def _sample(
             if guided:
                 with_class, without = x_0.chunk(2)
                 x_0 = without + guidance * (with_class - without)
+            if on_step is not None:
+                on_step(step, float(sigmas[step]), x.float().cpu(), x_0.float().cpu())
             step_velocity = velocity(x, x_0, sigma[: len(x)])
             x = scheduler.step(step_velocity, scheduler.timesteps[step], x, return_dict=False)[0]
             if outside is not None:
@@ -189,6 +201,9 @@ def _to_tensor(images: np.ndarray) -> torch.Tensor:
 
 
 def _output(x: torch.Tensor) -> DefectOutput:
-    array = x.clamp(-1, 1).permute(0, 2, 3, 1).numpy()
-    images = np.round((array[..., :3] + 1) * 127.5).astype(np.uint8)
-    return DefectOutput(images=images, masks=(array[..., 3] + 1) / 2)
+    return DefectOutput(images=to_images(x), masks=(x.clamp(-1, 1)[:, 3].numpy() + 1) / 2)
+
+
+def to_images(x: torch.Tensor) -> np.ndarray:
+    """uint8 (B, H, W, 3), of x in [-1, 1], (B, 4, H, W) on the CPU."""
+    return np.round((x[:, :3].clamp(-1, 1).permute(0, 2, 3, 1).numpy() + 1) * 127.5).astype(np.uint8)

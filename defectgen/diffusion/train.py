@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from defectgen.augment import WindowSampler
 from defectgen.crops import Crop
 from defectgen.device import autocast, best_device
 from defectgen.diffusion.batches import Batch, to_batch
-from defectgen.diffusion.pipelines import DefectInpaintPipeline
+from defectgen.diffusion.pipelines import DefectInpaintPipeline, DefectPatchPipeline
 from defectgen.diffusion.unet import build_unet, context_of, no_class, predict_clean
 from defectgen.errors import RunError
 from defectgen.recipe import Generator
@@ -29,6 +30,8 @@ SIGMA_CENTRE, SIGMA_SPREAD = 0.6, 1.6
 # Sampling spends more of its steps on high noise (Esser et al. 2024, Eq. 23).
 SAMPLING_SHIFT = 3.0
 LOSS_SMALLEST_SIGMA = 0.15
+# So often, in even steps, a training shows what it draws.
+NUM_SAMPLES = 5
 
 
 @dataclass
@@ -62,11 +65,13 @@ def train_generator(
     seed: int,
     state_path: Path,
     progress: Callable[[FitProgress], None],
+    show: Callable[[DefectPatchPipeline, int], None] | None = None,
 ) -> tuple[DefectInpaintPipeline, FitLog]:
     """The trained generator as a pipeline on the CPU, and its log.
 
     Training continues from `state_path` where that exists, and is written there at every check. Batches and noise
-    depend on (seed, step) alone, so a continued training equals an unbroken one.
+    depend on (seed, step) alone, so a continued training equals an unbroken one. `show` gets the averaged weights and
+    the step, NUM_SAMPLES times; what it draws from seeds of its own changes nothing.
 
     Raises:
         RunError: the training diverged.
@@ -128,7 +133,14 @@ def train_generator(
                 "lower it"
             )
         log.steps += 1
-        if log.steps % config.check_every == 0 or log.steps == config.steps:
+        # Before the check, at which the state is written: what a kill loses is shown again.
+        if show is not None and log.steps * NUM_SAMPLES // config.steps > (log.steps - 1) * NUM_SAMPLES // config.steps:
+            with _average_in_place(unet, ema):
+                unet.eval()
+                scheduler = FlowMatchEulerDiscreteScheduler(shift=SAMPLING_SHIFT)
+                show(DefectPatchPipeline(unet, scheduler, class_names, config.window_px), log.steps)
+        checked = log.steps % config.check_every == 0 or log.steps == config.steps
+        if checked:
             held_out_loss = _held_out_loss(unet, ema, held_out, config=config, seed=seed)
             log.checks.append((log.steps, sum(losses) / len(losses), held_out_loss))
             losses = []
@@ -141,7 +153,7 @@ def train_generator(
             log.seconds += time.monotonic() - started
             started = time.monotonic()
             _save_state(state_path, unet=unet, optimizer=optimizer, ema=ema, best=best, best_loss=best_loss, log=log)
-        if time.monotonic() - last_report > 0.5 or log.steps == config.steps or log.stopped_early:
+        if checked or time.monotonic() - last_report > 0.5:
             last_report = time.monotonic()
             recent = log.checks[-1] if log.checks else (0, math.nan, None)
             current = sum(losses) / len(losses) if losses else recent[1]
@@ -227,23 +239,30 @@ def _held_out_loss(
     if not batches:
         return None
     inside = config.model_copy(update={"inside_weight": 100.0})
-    ema.store(unet.parameters())
-    ema.copy_to(unet.parameters())
-    with torch.inference_mode():
+    with _average_in_place(unet, ema), torch.inference_mode():
         total = sum(
             _loss(unet, batch, torch_rng(seed, "held-out noise", index), inside).item()
             for index, batch in enumerate(batches)
         )
-    ema.restore(unet.parameters())
     return total / len(batches)
 
 
 def _averaged(unet: UNet2DModel, ema: EMAModel) -> dict[str, torch.Tensor]:
+    with _average_in_place(unet, ema):
+        return {name: value.detach().cpu().clone() for name, value in unet.state_dict().items()}
+
+
+@contextmanager
+def _average_in_place(unet: UNet2DModel, ema: EMAModel) -> Iterator[None]:
+    """Within, `unet` has the averaged weights; after it, its own again, and its mode."""
+    training = unet.training
     ema.store(unet.parameters())
     ema.copy_to(unet.parameters())
-    weights = {name: value.detach().cpu().clone() for name, value in unet.state_dict().items()}
-    ema.restore(unet.parameters())
-    return weights
+    try:
+        yield
+    finally:
+        ema.restore(unet.parameters())
+        unet.train(training)
 
 
 def _save_state(path: Path, *, unet: UNet2DModel, optimizer: Any, ema: EMAModel, log: FitLog, **rest: Any) -> None:

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from defectgen.images import encode_image, read_rgb, write_bytes_atomic
+from defectgen.progress import Progress
 from defectgen.yolo.arms import ArmPlan, Plan, Sample
 from defectgen.yolo.tiles import label_text
-
-Progress = Callable[[str], None]
 
 
 def write_test(plan: Plan, out: Path, progress: Progress) -> str:
@@ -21,8 +21,7 @@ def write_test(plan: Plan, out: Path, progress: Progress) -> str:
     digest = plan.digest(counts)
     folder = out / "test"
     if _written_digest(folder / "samples.json") != digest:
-        progress(f"test set: writing {len(plan.test)} images")
-        _write_images(plan, counts, folder)
+        _write_images(plan, counts, folder, partial(progress, "write the test set"))
         content = {"digest": digest, "files": plan.entries(counts), "num_clean_images": plan.num_clean_images}
         write_bytes_atomic(folder / "samples.json", to_json(content))
     return digest
@@ -41,15 +40,13 @@ def write_arm(plan: Plan, arm: ArmPlan, out: Path, class_names: Sequence[str], p
         }
         for origin in ("real", "synthetic"):
             if unused.get(origin):
-                progress(
-                    f"{arm.name}: {unused[origin]} {origin} images find no place in {arm.schedule.list_length} a round"
-                )
-        progress(f"{arm.name}: writing {len(arm.counts)} images")
+                found = f"{unused[origin]} {origin} images find no place in {arm.schedule.list_length} a round"
+                progress(arm.name, 0, 0, found)
         (folder / "samples.json").unlink(missing_ok=True)
-        _write_images(plan, arm.counts, folder / "train")
+        _write_images(plan, arm.counts, folder / "train", partial(progress, f"write {arm.name}"))
         if plan.task == "classify":
             # ultralytics wants a `val` beside it, which nothing here looks at.
-            _write_images(plan, arm.counts[:1], folder / "val")
+            _write_images(plan, arm.counts[:1], folder / "val", lambda done, total, note: None)
         else:
             listed = [f"./train/images/{sample.stem}.png" for sample, count in arm.counts for _ in range(count)]
             write_bytes_atomic(folder / "train.txt", ("\n".join(listed) + "\n").encode())
@@ -71,14 +68,17 @@ def write_arm(plan: Plan, arm: ArmPlan, out: Path, class_names: Sequence[str], p
     return digest
 
 
-def _write_images(plan: Plan, counts: Iterable[tuple[Sample, int]], folder: Path) -> None:
+def _write_images(
+    plan: Plan, counts: Sequence[tuple[Sample, int]], folder: Path, progress: Callable[[int, int, str], None]
+) -> None:
     """Images and labels as `folder`, which appears whole or not at all; crops to classify in a folder per class, as
     often as they are to be seen, since no list says it.
     """
     beside = folder.with_name(f".{folder.name}.tmp")
     shutil.rmtree(beside, ignore_errors=True)
     path, pixels = None, None
-    for sample, count in counts:
+    for number, (sample, count) in enumerate(counts, 1):
+        progress(number, len(counts), "")
         if path != sample.image.path:
             path, pixels = sample.image.path, read_rgb(sample.image.path)
         assert pixels is not None

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+
+from defectgen.images import write_bytes_atomic
 
 FALSE_ALARMS_PER_CLEAN_IMAGE = 0.01
 # Of the curve of recall over false alarms per clean image.
 ALARM_LEVELS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 # Of detections; low, since average precision needs the whole curve.
 MIN_CONFIDENCE = 0.001
+# Of detections, per test file, that are kept to be looked at.
+DETECTIONS_FILE, KEPT_CONFIDENCE, KEPT_PER_FILE = "detections.json", 0.01, 50
 
 
 def recall_at_false_alarms(
@@ -64,6 +70,9 @@ def evaluate(
 ) -> dict[str, Any]:
     """Box (and mask) AP over the test set, per class, and recall at one false alarm per 100 clean images.
 
+    `save_dir`/detections.json gets the more confident detections per test file: [class_id, x1, y1, x2, y2, confidence],
+    boxes in pixels of the file (upright ones around oriented ones).
+
     The curves are the classes' mean precision over recall at IoU 0.5, and recall over false alarms per clean image.
     A class without a defect in the test set has null figures and does not enter the means. Precision and recall are
     those at the confidence with the best mean F1, which ultralytics picks on the test set itself: for reading, not
@@ -72,12 +81,33 @@ def evaluate(
     from ultralytics.models.yolo.detect import DetectionValidator
     from ultralytics.models.yolo.obb import OBBValidator
     from ultralytics.models.yolo.segment import SegmentationValidator
+    from ultralytics.utils import ops
 
+    kept: dict[str, list[list[float]]] = {}
     detections: dict[str, list[np.ndarray]] = {}
     base = {"detect": DetectionValidator, "segment": SegmentationValidator, "obb": OBBValidator}[task]
 
     class KeepingValidator(base):  # type: ignore[misc, valid-type]
         """Keeps each file's detections, which `get_stats` drops after use."""
+
+        def update_metrics(self, preds: list[dict[str, Any]], batch: dict[str, Any]) -> None:
+            super().update_metrics(preds, batch)
+            for number, found in enumerate(preds):
+                best = found["conf"].argsort(descending=True)[:KEPT_PER_FILE]
+                best = best[found["conf"][best] >= KEPT_CONFIDENCE]
+                boxes = found["bboxes"][best].float()
+                if task == "obb":
+                    corners = ops.xywhr2xyxyxyxy(boxes)
+                    boxes = torch.cat([corners.amin(dim=1), corners.amax(dim=1)], dim=1)
+                boxes = ops.scale_boxes(
+                    batch["img"].shape[2:], boxes, batch["ori_shape"][number], ratio_pad=batch["ratio_pad"][number]
+                )
+                kept[Path(batch["im_file"][number]).stem] = [
+                    [int(class_id), *(round(edge, 1) for edge in box), round(confidence, 4)]
+                    for class_id, box, confidence in zip(
+                        found["cls"][best].tolist(), boxes.tolist(), found["conf"][best].tolist(), strict=True
+                    )
+                ]
 
         def get_stats(self) -> dict[str, Any]:
             detections.update({key: list(self.metrics.stats[key]) for key in ("tp", "conf", "target_cls")})
@@ -101,6 +131,7 @@ def evaluate(
     validator.add_callback("on_val_start", on_start)
     validator(model=str(weights))
 
+    write_bytes_atomic(save_dir / DETECTIONS_FILE, json.dumps(kept).encode())
     stems = [Path(name).stem for name in validator.dataloader.dataset.im_files]
     assert len(stems) == len(detections["conf"]), "the validator did not see every test file once"
     clean = set(clean_stems)

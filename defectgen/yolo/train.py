@@ -20,10 +20,11 @@ from typing import Any
 from defectgen.device import best_device, bf16_pays
 from defectgen.errors import RunError, UsageError
 from defectgen.images import sha256_file, write_bytes_atomic
+from defectgen.progress import Progress
 from defectgen.recipe import TrainYolo
 from defectgen.records import Sources
 from defectgen.seeds import derive_seed
-from defectgen.yolo.arm_files import Progress, read_json, to_json, write_arm, write_test
+from defectgen.yolo.arm_files import read_json, to_json, write_arm, write_test
 from defectgen.yolo.arms import ArmPlan, Plan, arm_slug, plan_arms
 from defectgen.yolo.environment import worker_environment
 from defectgen.yolo.results import collect_results
@@ -42,6 +43,7 @@ def train_arms(
     out: Path,
     seed: int,
     progress: Progress,
+    trackers: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Train and evaluate every arm and seed of `config`; the content of `out`/results.json.
 
@@ -51,7 +53,7 @@ def train_arms(
     Args:
         synthetic: YOLO data-set folder (images/, labels/) per arm other than `real`.
         out: the run's yolo/ folder.
-        progress: receives one line per step and every few seconds of training.
+        trackers: see `trackers.tracked`; they log to logs/ beside `out`.
 
     Raises:
         UsageError: the model is neither a YOLO11 .yaml nor a local .pt.
@@ -68,9 +70,11 @@ def train_arms(
         for index in config.seeds:
             job = _job(plan, arm, config, model, sources.class_names, out, seed=seed, index=index)
             fingerprint = _fingerprint(job, arm_digest, test_digest)
-            results.setdefault(arm.name, []).append(_run_or_keep(job, fingerprint, arm, out, progress))
+            results.setdefault(arm.name, []).append(_run_or_keep(job, fingerprint, arm, out, progress, trackers))
     summary = collect_results(results, config=config, class_names=sources.class_names, plan=plan)
     summary["test_sha256"] = test_digest
+    manifests = {arm: folder / "manifest.jsonl" for arm, folder in synthetic.items()}
+    summary["sets_sha256"] = {arm: sha256_file(path) for arm, path in manifests.items() if path.exists()}
     write_bytes_atomic(out / "results.json", to_json(summary))
     return summary
 
@@ -180,13 +184,15 @@ def _fingerprint(job: dict[str, Any], arm_digest: str, test_digest: str) -> str:
     return hashlib.sha256(to_json([portable, model, arm_digest, test_digest, computed_by])).hexdigest()
 
 
-def _run_or_keep(job: dict[str, Any], fingerprint: str, arm: ArmPlan, out: Path, progress: Progress) -> dict[str, Any]:
+def _run_or_keep(
+    job: dict[str, Any], fingerprint: str, arm: ArmPlan, out: Path, progress: Progress, trackers: Sequence[str]
+) -> dict[str, Any]:
     folder = Path(job["save_dir"])
     label = f"{arm.name}, {folder.name}"
     weights = folder / "weights" / "last.pt"
     kept = read_json(folder / "result.json")
     if kept is not None and kept.get("job_sha256") == fingerprint and weights.is_file():
-        progress(f"{label}: already trained")
+        progress(label, job["iterations"], job["iterations"], "already trained")
         return kept
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
@@ -194,7 +200,8 @@ def _run_or_keep(job: dict[str, Any], fingerprint: str, arm: ArmPlan, out: Path,
         # Pickles that ultralytics loads before it checks them.
         cache.unlink()
     write_bytes_atomic(folder / "job.json", to_json(job))
-    figures = _run_worker(folder / "job.json", folder.parent / "log.txt", out / ".ultralytics", label, progress)
+    log = folder.parent / "log.txt"
+    figures = _run_worker(folder / "job.json", log, out / ".ultralytics", label, progress, trackers)
     relative = weights.relative_to(out).as_posix()
     seed_index = int(folder.name.removeprefix("seed"))
     result = {
@@ -209,9 +216,12 @@ def _run_or_keep(job: dict[str, Any], fingerprint: str, arm: ArmPlan, out: Path,
     return result
 
 
-def _run_worker(job: Path, log: Path, config_dir: Path, label: str, progress: Progress) -> dict[str, Any]:
+def _run_worker(
+    job: Path, log: Path, config_dir: Path, label: str, progress: Progress, trackers: Sequence[str] = ()
+) -> dict[str, Any]:
     config_dir.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-m", "defectgen.yolo.worker", str(job)]
+    # Trackers stand beside the job: a job is what the result follows from.
+    command = [sys.executable, "-m", "defectgen.yolo.worker", str(job), *trackers]
     result: dict[str, Any] | None = None
     with log.open("ab") as sink:
         sink.write(f"== {label}\n".encode())
@@ -238,7 +248,7 @@ def _run_worker(job: Path, log: Path, config_dir: Path, label: str, progress: Pr
                 if event["event"] == "done":
                     result = event["result"]
                 else:
-                    progress(f"{label}: {_describe(event)}")
+                    _report(event, label, progress)
             code = process.wait()
         finally:
             _kill(process)
@@ -258,17 +268,17 @@ def _kill(process: subprocess.Popen[str]) -> None:
     process.wait()
 
 
-def _describe(event: dict[str, Any]) -> str:
+def _report(event: dict[str, Any], label: str, progress: Progress) -> None:
     match event["event"]:
         case "start":
-            return f"device {event['device']}, {event['precision']}, {event['threads']} threads"
+            note = f"device {event['device']}, {event['precision']}, {event['threads']} threads"
+            progress(label, 0, event["iterations"], note)
         case "train":
-            return (
-                f"iteration {event['iteration']}/{event['iterations']}, loss {event['loss']:.3f}, "
-                f"{event['images_per_second']:.1f} images/s"
-            )
+            progress(label, event["iteration"], event["iterations"], f"loss {event['loss']:.3f}")
+        case "evaluate":
+            progress(f"{label}, evaluating", 0, 0, f"on {event['images']} test images")
         case _:
-            return f"evaluating on {event['images']} test images"
+            progress(f"{label}, warning", 0, 0, event["message"])
 
 
 def _tail(log: Path, start: int) -> str:

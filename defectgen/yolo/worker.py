@@ -1,4 +1,4 @@
-"""One training and its evaluation, in a process of its own: `python -m defectgen.yolo.worker job.json`.
+"""One training and its evaluation, in a process of its own: `python -m defectgen.yolo.worker job.json [TRACKER ...]`.
 
 Events go to stdout as JSON lines, everything ultralytics says to stderr. ultralytics changes PIL, torch and OpenCV
 when it is imported, hence the process. `train.py` starts it with the variables of `environment.py`.
@@ -11,13 +11,14 @@ import math
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
 import torch
 
 from defectgen.device import best_device, bf16_pays
+from defectgen.trackers import Log, tracked
 from defectgen.yolo.environment import num_threads
 
 _EVENT_SECONDS = 5.0
@@ -34,12 +35,28 @@ def main() -> None:
     # Whatever prints to stdout must not get between the events.
     events = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8", buffering=1)
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
-    result = run_job(job, _emitter(events))
+    result = run_job(job, _emitter(events), sys.argv[2:])
     _emitter(events)({"event": "done", "result": result})
 
 
-def run_job(job: dict[str, Any], emit: Emit) -> dict[str, Any]:
-    """Train as `job` says, or take its `weights`; evaluate them; the figures, for result.json."""
+def run_job(job: dict[str, Any], emit: Emit, trackers: Sequence[str] = ()) -> dict[str, Any]:
+    """Train as `job` says, or take its `weights`; evaluate them; the figures, for result.json.
+
+    `trackers` get them, too, in the run folder's logs/yolo/ARM/seedN: ultralytics' own would log an epoch at a time,
+    of unequal length between arms, nothing of an evaluation that it does not make, and nothing at all where it finds
+    itself under GitHub Actions; MLflow's would also patch torch and upload the weights.
+    """
+    save_dir = Path(job["save_dir"])
+    with tracked(
+        trackers,
+        save_dir.parents[2] / "logs",
+        "/".join(save_dir.parts[-3:]),
+        warn=lambda message: emit({"event": "warning", "message": message}),
+    ) as log:
+        return _run_job(job, emit, log)
+
+
+def _run_job(job: dict[str, Any], emit: Emit, log: Log) -> dict[str, Any]:
     import ultralytics
     import ultralytics.data.utils
 
@@ -53,9 +70,17 @@ def run_job(job: dict[str, Any], emit: Emit) -> dict[str, Any]:
             "outlines, -obb.pt for oriented boxes, -cls.pt for classes of crops, and in none of these for boxes"
         )
     device, precision = choose_device(job.get("precision", "auto"))
-    emit({"event": "start", "device": device, "precision": precision, "threads": num_threads(os.environ)})
+    emit(
+        {
+            "event": "start",
+            "device": device,
+            "precision": precision,
+            "threads": num_threads(os.environ),
+            "iterations": job["iterations"],
+        }
+    )
     weights = Path(job.get("weights") or Path(job["save_dir"]) / "weights" / "last.pt")
-    training = None if "weights" in job else _train(job, device=device, precision=precision, emit=emit)
+    training = None if "weights" in job else _train(job, device=device, precision=precision, emit=emit, log=log)
     from defectgen.yolo.evaluate import evaluate, evaluate_crops
 
     emit({"event": "evaluate", "images": job["num_test_files"]})
@@ -78,6 +103,7 @@ def run_job(job: dict[str, Any], emit: Emit) -> dict[str, Any]:
             save_dir=Path(job["save_dir"]),
             **settings,
         )
+    log({name: value for name, value in metrics.items() if isinstance(value, float)}, job["iterations"])
     return {
         "metrics": metrics,
         "training": training,
@@ -95,7 +121,7 @@ def choose_device(precision: str) -> tuple[str, str]:
     return "0" if device.type == "cuda" else device.type, precision
 
 
-def _train(job: dict[str, Any], *, device: str, precision: str, emit: Emit) -> dict[str, Any]:
+def _train(job: dict[str, Any], *, device: str, precision: str, emit: Emit, log: Log) -> dict[str, Any]:
     from ultralytics.models.yolo.classify import ClassificationTrainer
     from ultralytics.models.yolo.detect import DetectionTrainer
     from ultralytics.models.yolo.obb import OBBTrainer
@@ -118,7 +144,7 @@ def _train(job: dict[str, Any], *, device: str, precision: str, emit: Emit) -> d
         def final_eval(self) -> None:
             strip_optimizer(self.last)
 
-    monitor = _Monitor(job, emit)
+    monitor = _Monitor(job, emit, log)
     trainer = ArmTrainer(overrides=_arguments(job, device, precision))
     trainer.add_callback("on_pretrain_routine_end", _set_threads)
     trainer.add_callback("on_train_start", _set_threads)
@@ -240,8 +266,8 @@ def _to_float(value: Any) -> Any:
 class _Monitor:
     """Watches every iteration: reports, records the loss, stops at the last, fails on a loss that is not finite."""
 
-    def __init__(self, job: dict[str, Any], emit: Emit) -> None:
-        self.job, self.emit = job, emit
+    def __init__(self, job: dict[str, Any], emit: Emit, log: Log) -> None:
+        self.job, self.emit, self.log = job, emit, log
         self.losses: list[float] = []
         self.started = self.reported = time.monotonic()
         self.first_done: float | None = None
@@ -262,15 +288,18 @@ class _Monitor:
         if iteration == iterations or now - self.reported >= _EVENT_SECONDS:
             self.reported = now
             recent = self.losses[-10:]
+            loss, images_per_second = sum(recent) / len(recent), self.images_per_second(now)
             self.emit(
                 {
                     "event": "train",
                     "iteration": iteration,
                     "iterations": iterations,
-                    "loss": round(sum(recent) / len(recent), 4),
-                    "images_per_second": round(self.images_per_second(now), 2),
+                    "loss": round(loss, 4),
+                    "images_per_second": round(images_per_second, 2),
                 }
             )
+            rate = trainer.optimizer.param_groups[0]["lr"]
+            self.log({"loss": loss, "learning_rate": rate, "images_per_second": images_per_second}, iteration)
         if iteration >= iterations:
             trainer.stop = True
 

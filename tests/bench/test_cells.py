@@ -148,7 +148,7 @@ def test_rows_of_other_cells_stay_and_enter_the_summary(recipe: Recipe, tmp_path
     assert [(row["k"], row["seed"]) for row in read(tmp_path / "small")][::3] == [(2, 0), (2, 1), (5, 0), (5, 1)]
     assert list(summary["k"]) == ["2", "5"]
     assert [(one["k"], one["seed"]) for one in summary["diagnostics"]] == [(2, 0), (2, 1), (5, 0), (5, 1)]
-    curves = cells._curves(read(tmp_path / "small"), tmp_path / "small")
+    curves = cells.curves_on_disk(read(tmp_path / "small"), tmp_path / "small")
     assert [(one["k"], one["arm"]) for one in curves][:4] == [*((2, arm) for arm in DEFAULT_ARMS), (2, "real")]
     assert len(curves) == 12 and curves[0]["precision_over_recall"] == [[0, 1], [1, 0]]
     assert {name: count >= 5 for name, count in read(tmp_path / "small")[-1]["defects"].items()} == {

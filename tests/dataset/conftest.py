@@ -56,7 +56,9 @@ def composites() -> list[Composite]:
     ]
 
 
-def finish_set(folder: Path, *, task: str = "detect", num_images: int = 4) -> dict[str, Any]:
+def finish_set(
+    folder: Path, *, task: str = "detect", num_images: int = 4, rejected: tuple[int, ...] = ()
+) -> dict[str, Any]:
     return finish(
         folder,
         recipe_yaml=RECIPE_YAML,
@@ -64,6 +66,7 @@ def finish_set(folder: Path, *, task: str = "detect", num_images: int = 4) -> di
         task=task,  # type: ignore[arg-type]
         num_images=num_images,
         fingerprint="f00d",
+        rejected=rejected,
         licence_note="Parts of plant 7, internal.",
     )
 

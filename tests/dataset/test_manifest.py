@@ -52,6 +52,14 @@ def test_the_manifest_comes_back_as_written(small_set: Path) -> None:
             r"line 2: image: .*, got '\.\./\.\./etc/passwd'; make",
         ),
         (
+            lambda lines: [with_value(lines[0], "rejected", []), *lines[1:]],
+            r"line 1: rejected: list should have at least 1 item .*; make",
+        ),
+        (
+            lambda lines: [with_value(lines[0], "rejected", ["2"]), *lines[1:]],
+            r"line 1: rejected\.0: input should be a valid integer, got '2'; make",
+        ),
+        (
             lambda lines: [with_value(lines[0], "task", "classify"), *lines[1:]],
             r"line 1: task: .*'detect' or 'segment', got 'classify'; make",
         ),

@@ -169,6 +169,17 @@ def test_a_defect_drawn_over_one_of_another_class_is_sound(tmp_path: Path, parts
     assert verify_dataset(tmp_path) == []
 
 
+def test_images_that_the_header_does_not_ask_for(small_set: Path) -> None:
+    path = small_set / "manifest.jsonl"
+    header, *rows = path.read_text().splitlines(keepends=True)
+    # The header of a set whose image 1 a person rejected; the rows are 0 to 3.
+    path.write_text(json.dumps(json.loads(header) | {"rejected": [1]}) + "\n" + "".join(rows))
+    assert [str(problem).removeprefix(f"{path}: ") for problem in verify_dataset(small_set)] == [
+        "image 1: is listed, but a person rejected it; make the set again with `defectgen synth RECIPE`",
+        "image 4: is not listed; make the set again with `defectgen synth RECIPE`",
+    ]
+
+
 def test_a_truncated_manifest(small_set: Path) -> None:
     path = small_set / "manifest.jsonl"
     path.write_bytes(path.read_bytes()[:-200])

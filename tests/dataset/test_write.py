@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +10,9 @@ import numpy as np
 import pytest
 import yaml
 
-from defectgen.dataset.card import portable_recipe
+from defectgen.dataset.card import embedded_recipe, portable_recipe
 from defectgen.dataset.manifest import read_manifest
-from defectgen.dataset.write import completed
+from defectgen.dataset.write import completed, gather, recipe_sha256
 from defectgen.errors import DataError, RunError
 from defectgen.images import read_rgb, sha256_file
 from defectgen.records import Annotation
@@ -170,6 +171,40 @@ def test_a_finished_set_is_complete_and_a_kill_while_rows_are_removed_loses_noth
     parts.finish_set(tmp_path)
     assert tree(tmp_path) == finished
     assert len(read_manifest(tmp_path / "manifest.jsonl").rows) == 4
+
+
+def test_rejected_images_leave_gaps_and_stand_in_header_and_card(tmp_path: Path, parts: Any) -> None:
+    for composite in parts.composites():
+        parts.write(tmp_path, replace(composite, index=composite.index + (composite.index > 1)))
+    for rejected in ((), (1,), (0, 2)):
+        with pytest.raises(RunError, match=r"holds 4 complete images, 4 were asked for \(incomplete: [25]\); run"):
+            parts.finish_set(tmp_path, rejected=rejected)
+    parts.finish_set(tmp_path, rejected=(2,))
+    manifest = read_manifest(tmp_path / "manifest.jsonl")
+    assert [row["index"] for row in manifest.rows] == [0, 1, 3, 4] and manifest.header["rejected"] == [2]
+    assert "rejected by a person, for which others stand: 1 (2)." in (tmp_path / "README.md").read_text()
+
+
+def test_gathering_takes_what_is_asked_for_from_a_finished_set_and_drops_the_rest(
+    tmp_path: Path, small_set: Path, parts: Any
+) -> None:
+    before = tree(small_set)
+    partial = tmp_path / "partial"
+    for index in (2, 7):
+        parts.write(partial, parts.make_composite(index))
+    mine = (partial / "images/000002.png").stat().st_ino
+    assert gather(partial, [1, 2, 9], finished=small_set) == {1, 2}
+    assert completed(partial) == {1, 2} and {Path(name).stem for name in tree(partial)} == {"000001", "000002"}
+    assert (partial / "images/000001.png").stat().st_ino == (small_set / "images/000001.png").stat().st_ino
+    assert (partial / "images/000002.png").stat().st_ino == mine
+    assert gather(partial, [1, 2, 9], finished=small_set) == {1, 2} and tree(small_set) == before
+    assert gather(partial, [2]) == {2} and len(tree(partial)) == 4
+
+
+def test_a_card_gives_its_recipe_back(small_set: Path) -> None:
+    recipe = embedded_recipe((small_set / "README.md").read_text())
+    assert recipe_sha256(recipe) == read_manifest(small_set / "manifest.jsonl").header["recipe_sha256"]
+    assert recipe.startswith("name: small\n") and embedded_recipe("# Mine\n") == "# Mine\n"
 
 
 def test_more_images_than_asked_for_are_refused(tmp_path: Path, parts: Any) -> None:

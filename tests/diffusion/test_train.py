@@ -12,6 +12,7 @@ import torch
 
 import defectgen.diffusion.train as training
 from defectgen.device import best_device
+from defectgen.diffusion.pipelines import DefectPatchPipeline
 from defectgen.diffusion.train import FitLog, FitProgress, train_generator
 from defectgen.errors import RunError
 from defectgen.recipe import Generator
@@ -48,6 +49,7 @@ def train(tmp_path: Path, toys: Any) -> Callable[..., tuple[Weights, FitLog]]:
         defects: Any = None,
         seed: int = 0,
         progress: Callable[[FitProgress], None] = lambda state: None,
+        show: Callable[[DefectPatchPipeline, int], None] | None = None,
     ) -> tuple[Weights, FitLog]:
         pipeline, log = train_generator(
             defects if defects is not None else toys.crops(6, num_held_out=2),
@@ -59,6 +61,7 @@ def train(tmp_path: Path, toys: Any) -> Callable[..., tuple[Weights, FitLog]]:
             seed=seed,
             state_path=tmp_path / state,
             progress=progress,
+            show=show,
         )
         assert not pipeline.unet.training and pipeline.device == torch.device("cpu")
         return pipeline.unet.state_dict(), log
@@ -95,6 +98,34 @@ def test_weights_do_not_depend_on_the_global_generator(train: Any) -> None:
     np.random.seed(2)  # noqa: NPY002 - the very thing that must not matter
     other, _ = train(state="other.pt")
     assert same(one, other)
+
+
+def test_showing_what_it_draws_changes_no_bit_and_shows_the_averaged_weights(train: Any, tmp_path: Path) -> None:
+    config = TINY.model_copy(update={"steps": 12, "check_every": 4})
+    without, log = train(config, state="without.pt")
+    shown: dict[int, tuple[bool, Weights]] = {}
+    globals_before = torch.get_rng_state(), np.random.get_state()[1].tolist()  # type: ignore[index]  # noqa: NPY002
+
+    def show(pipeline: DefectPatchPipeline, step: int) -> None:
+        images = pipeline([0, 1], seeds=[3, 4], num_steps=3).images
+        assert images.shape == (2, 32, 32, 3)
+        weights = {name: value.clone() for name, value in pipeline.unet.state_dict().items()}
+        shown[step] = pipeline.unet.training, weights
+
+    with_sheets, log_with = train(config, state="with.pt", show=show)
+    assert same(with_sheets, without)
+    states = [torch.load(tmp_path / f"{name}.pt", weights_only=True) for name in ("without", "with")]
+    assert same(states[0]["unet"], states[1]["unet"]) and log_with.checks == log.checks
+    for one, other in zip(states[0]["ema"]["shadow_params"], states[1]["ema"]["shadow_params"], strict=True):
+        assert torch.equal(one, other)
+    assert torch.equal(torch.get_rng_state(), globals_before[0])
+    assert np.random.get_state()[1].tolist() == globals_before[1]  # type: ignore[index]  # noqa: NPY002
+    # A fifth of twelve steps each, rounded up.
+    assert list(shown) == [3, 5, 8, 10, 12]
+    training_mode, last = shown[12]
+    averaged = states[1]["ema"]["shadow_params"]
+    assert not training_mode and all(torch.equal(a, b) for a, b in zip(last.values(), averaged, strict=True))
+    assert not same(last, states[1]["unet"])
 
 
 # Steps 2 and 4 are written: a kill at step 1 finds no state, one at step 4 loses step 3, one at step 5 loses none.

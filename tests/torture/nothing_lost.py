@@ -61,6 +61,8 @@ def run_stage(stage: str, recipe: Recipe, out: Path, spoil: Callable[[], None] |
             running.run_fit(recipe, out, progress=silent)
         elif stage == "synth":
             running.run_synth(recipe, out, workers=1, progress=silent)
+        elif stage == "review":
+            running.run_synth(recipe, out, workers=1, progress=silent, reviews=[out / "review.json"])
         else:
             from defectgen.export import export
 

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from nothing_lost import DONE, REFUSED, FailingWrites, finish, kill_after, moments, start
 
+from defectgen.dataset.manifest import read_manifest
 from defectgen.errors import DataError
 from defectgen.images import read_rgb
 from defectgen.recipe import Recipe
@@ -92,6 +93,63 @@ def test_killed_it_goes_on(stage: str, count: int, recipe: Recipe, whole: Any, b
         finish(stage, recipe, out)
         assert content(out, stage, toys) == expected
     assert killed >= count
+
+
+@pytest.fixture
+def before_review(before: Any) -> Any:
+    """Makes a run folder with a finished set and a review of it."""
+
+    def prepare(where: Path) -> Path:
+        out: Path = before("export", where)
+        manifest = read_manifest(out / "dataset/manifest.jsonl")
+        rejected = [row["index"] for row in manifest.rows if row["placed"]][:2]
+        review = {name: manifest.header[name] for name in ("recipe_sha256", "generator_fingerprint")}  # type: ignore[literal-required]
+        review |= {"kind": "defectgen review", "accepted": [], "rejected": rejected}
+        (out / "review.json").write_text(json.dumps(review))
+        return out
+
+    return prepare
+
+
+@times(34)
+def test_killed_review_goes_on(count: int, recipe: Recipe, before_review: Any, tmp_path: Path, toys: Any) -> None:
+    out = before_review(tmp_path)
+    old, seconds = content(out, "synth", toys), finish("review", recipe, out)
+    expected = content(out, "synth", toys)
+    assert expected != old
+    killed = 0
+    for moment in moments(count, seconds, seed=2):
+        out = before_review(tmp_path)
+        for part in (moment, moment / 2):
+            killed += kill_after(part, "review", recipe, out)
+            assert_nothing_torn(out)
+            # One of the two is whole at every moment.
+            sets = [out / name for name in ("dataset", "dataset.partial", "dataset.replaced")]
+            assert any(toys.read_tree(folder) in (old, expected) for folder in sets if folder.exists())
+        finish("review", recipe, out)
+        assert content(out, "synth", toys) == expected
+        assert not list(out.glob("dataset.*"))
+    assert killed >= count
+
+
+@times(25)
+def test_writes_of_a_review_fail_from_the_nth(
+    count: int, recipe: Recipe, before_review: Any, tmp_path: Path, toys: Any
+) -> None:
+    out = before_review(tmp_path)
+    finish("review", recipe, out)
+    expected = content(out, "synth", toys)
+    refused = 0
+    for first in range(1, count + 1):
+        out = before_review(tmp_path)
+        process = start("review", recipe, out, FailingWrites(first, 3))
+        process.join()
+        refused += process.exitcode == REFUSED
+        assert process.exitcode in (DONE, REFUSED), out.with_suffix(".txt").read_text()
+        assert_nothing_torn(out)
+        finish("review", recipe, out)
+        assert content(out, "synth", toys) == expected
+    assert refused >= min(count, 3) - 1
 
 
 @times(25)

@@ -5,6 +5,7 @@ import pytest
 
 from defectgen.errors import DataError
 from defectgen.images import read_rgb
+from defectgen.progress import silent
 from defectgen.recipe import TrainYolo
 from defectgen.records import Sources
 from defectgen.yolo.arm_files import write_arm, write_test
@@ -140,7 +141,7 @@ def test_files_lists_and_samples_json_agree(tmp_path, plan_with):
     plan = plan_with()
     out = tmp_path / "yolo"
     for arm in plan.arms:
-        write_arm(plan, arm, out, ("scratch", "spot"), lambda line: None)
+        write_arm(plan, arm, out, ("scratch", "spot"), silent)
     folder = out / "real-defectgen"
     record = json.loads((folder / "samples.json").read_text())
     listed = (folder / "train.txt").read_text().splitlines()
@@ -158,7 +159,7 @@ def test_tile_files_hold_the_pixels_of_their_place(tmp_path, make_sources):
     sources = make_sources(tmp_path / "sources", size=100)
     config = TrainYolo(arms=["real"], tile_px=64, iterations=8, batch=8)
     plan = plan_arms(config=config, sources=sources, synthetic={}, seed=0)
-    write_test(plan, tmp_path / "yolo", lambda line: None)
+    write_test(plan, tmp_path / "yolo", silent)
     whole = read_rgb(sources.test[0].path)
     tile = read_rgb(tmp_path / "yolo/test/images/real-00000-x36-y0.png")
     assert np.array_equal(tile, whole[:64, 36:])
@@ -166,10 +167,10 @@ def test_tile_files_hold_the_pixels_of_their_place(tmp_path, make_sources):
 
 def test_written_folder_is_kept_until_the_plan_changes(tmp_path, plan_with):
     plan = plan_with()
-    lines: list[str] = []
+    reports: list[tuple[str, int, int, str]] = []
     for _ in range(2):
-        write_arm(plan, plan.arms[0], tmp_path / "yolo", ("scratch", "spot"), lines.append)
-    assert lines == ["real: writing 8 images"]
+        write_arm(plan, plan.arms[0], tmp_path / "yolo", ("scratch", "spot"), lambda *report: reports.append(report))
+    assert reports == [("write real", number, 8, "") for number in range(1, 9)]
 
 
 @pytest.mark.parametrize(

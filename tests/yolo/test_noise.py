@@ -14,6 +14,7 @@ from stand_ins import made_set, make_studio
 
 from defectgen.compose import compose
 from defectgen.diffusion.pipelines import DefectOutput
+from defectgen.progress import silent
 from defectgen.recipe import TrainYolo
 from defectgen.records import Sources
 from defectgen.yolo.train import train_arms
@@ -63,7 +64,7 @@ def test_noise_in_place_of_defects_is_not_said_to_help(
         synthetic={"real+defectgen": folder},
         out=tmp_path / "yolo",
         seed=0,
-        progress=lambda line: None,
+        progress=silent,
     )
     assert results["verdict"]["finding"] in ("hurts", "no difference shown")
     assert results["verdict"]["decided_by"]["num_seeds"] == 3

@@ -10,6 +10,7 @@ import pytest
 from rich.console import Console
 
 from defectgen.errors import RunError, UsageError
+from defectgen.progress import silent
 from defectgen.recipe import TrainYolo
 from defectgen.yolo.environment import _container_cores, num_threads, worker_environment
 from defectgen.yolo.results import collect_results, mean_metrics, missed_weights, results_tables, verdict_line
@@ -147,9 +148,7 @@ def test_failing_worker_shows_the_end_of_its_log(tmp_path, make_sources):
     config = TrainYolo(arms=["real"], model=str(broken), imgsz=64, iterations=4, batch=4)
     sources = make_sources(tmp_path / "sources")
     with pytest.raises(RunError, match=r"real, seed0 failed \(exit code 1\); .*log\.txt ends with") as caught:
-        train_arms(
-            config=config, sources=sources, synthetic={}, out=tmp_path / "yolo", seed=0, progress=lambda line: None
-        )
+        train_arms(config=config, sources=sources, synthetic={}, out=tmp_path / "yolo", seed=0, progress=silent)
     assert "Error" in str(caught.value)
     assert not (tmp_path / "yolo/results.json").exists()
 
@@ -167,8 +166,12 @@ def test_arms_are_trained_evaluated_and_kept(tmp_path, make_sources, make_synthe
         "out": tmp_path / "yolo",
         "seed": 0,
     }
-    lines: list[str] = []
-    results = train_arms(**arguments, progress=lines.append)
+    lines: list[tuple[str, int, int, str]] = []
+
+    def note(*report) -> None:
+        lines.append(report)
+
+    results = train_arms(**arguments, progress=note)
     assert json.loads((tmp_path / "yolo/results.json").read_text()) == results
     assert list(results["arms"]) == ["real", "real+defectgen"]
     for arm in results["arms"].values():
@@ -183,19 +186,56 @@ def test_arms_are_trained_evaluated_and_kept(tmp_path, make_sources, make_synthe
         assert run["metrics"]["recall_at_fp"] is not None
     assert results["verdict"] is None  # one seed
     assert (tmp_path / "yolo" / results["best"]["weights"]).is_file()
-    assert any("iteration 5/5" in line for line in lines)
+    assert {line[:3] for line in lines} >= {("real, seed0", 0, 5), ("real, seed0", 5, 5), ("write the test set", 5, 5)}
+    written = [(done, total) for stage, done, total, _ in lines if stage == "write real+defectgen"]
+    assert written == [(done, len(written)) for done in range(1, len(written) + 1)] and written
     for arm in ("real", "real-defectgen"):
         assert (tmp_path / "yolo" / arm / "log.txt").read_text().count("Closing dataloader mosaic") == 1
 
     lines.clear()
-    assert train_arms(**arguments, progress=lines.append) == results
-    assert lines == ["real, seed0: already trained", "real+defectgen, seed0: already trained"]
+    assert train_arms(**arguments, progress=note) == results
+    assert lines == [(f"{arm}, seed0", 5, 5, "already trained") for arm in ("real", "real+defectgen")]
 
     lines.clear()
     changed = {**arguments, "config": config.model_copy(update={"learning_rate": 0.001, "arms": ["real"]})}
     if model == "yolo11n.yaml":
-        train_arms(**changed, progress=lines.append)
-        assert "real, seed0: already trained" not in lines and any("evaluating" in line for line in lines)
+        train_arms(**changed, progress=note)
+        notes = {(stage, text) for stage, _, _, text in lines}
+        assert ("real, seed0", "already trained") not in notes
+        assert ("real, seed0, evaluating", "on 5 test images") in notes
+
+
+@pytest.mark.long
+def test_trackers_get_a_detectors_curves_and_change_nothing_of_it(tmp_path, make_sources, monkeypatch):
+    # Two threads may add up in another order: two trainings without a tracker differ in their last bits, too.
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    pytest.importorskip("tensorboard", reason="the extra defectgen[tensorboard] is not installed")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    config = TrainYolo(arms=["real"], imgsz=64, iterations=5, batch=4)
+    found = {}
+    for name, trackers in (("plain", ()), ("tracked", ("tensorboard",))):
+        arguments = {"sources": make_sources(tmp_path / "sources"), "synthetic": {}, "seed": 0, "progress": silent}
+        out = tmp_path / name / "yolo"
+        (run,) = train_arms(config=config, out=out, trackers=trackers, **arguments)["arms"]["real"]["seeds"]
+        losses = run["training"]["loss_curve"]
+        found[name] = (run["metrics"], losses, run["job_sha256"], torch_weights(out / run["weights"]))
+    assert not (tmp_path / "plain/logs").exists()
+    plain, tracked = found.values()
+    assert plain[:3] == tracked[:3]
+    assert plain[3].keys() == tracked[3].keys() and all((plain[3][key] == tracked[3][key]).all() for key in plain[3])
+    read = EventAccumulator(str(tmp_path / "tracked/logs/yolo/real/seed0")).Reload()
+    assert {"loss", "learning_rate", "images_per_second", "map50", "map50_95"} <= set(read.Tags()["scalars"])
+    assert [(event.step, event.value) for event in read.Scalars("map50")] == [(5, pytest.approx(plain[0]["map50"]))]
+    last = read.Scalars("loss")[-1]
+    assert (last.step, last.value) == (5, pytest.approx(np.mean([loss for _, loss in losses]), rel=1e-4))
+
+
+def torch_weights(path):
+    import torch
+
+    model = torch.load(path, map_location="cpu", weights_only=False)["model"]
+    return model.float().state_dict()
 
 
 @pytest.mark.long
@@ -204,8 +244,8 @@ def test_interrupt_ends_the_worker(tmp_path, make_sources):
     config = TrainYolo(arms=["real"], imgsz=64, iterations=1000, batch=4)
     sources = make_sources(tmp_path / "sources")
 
-    def interrupt(line: str) -> None:
-        if "iteration" in line:
+    def interrupt(stage: str, done: int, total: int, note: str) -> None:
+        if total == 1000 and done:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -226,7 +266,7 @@ def test_classifiers_are_trained_on_crops_and_judged_by_the_mean_over_classes(tm
         synthetic={"real+defectgen": make_synthetic(tmp_path / "set", 3)},
         out=tmp_path / "yolo",
         seed=0,
-        progress=lambda line: None,
+        progress=silent,
     )
     assert results["task"] == "classify"
     for arm in results["arms"].values():

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +27,31 @@ COPY = 0.2
 MOST_WINDOWS = 400
 
 
+@dataclass(frozen=True)
+class Nearest:
+    """The real defect that a synthetic one is most like.
+
+    Attributes:
+        index: of the image in the set.
+        number: of the defect among those placed in it.
+        model: of the real defect in `studio.models`.
+        ratio: their distance over the median distance of a real defect to the nearest other; None with fewer than two.
+    """
+
+    index: int
+    number: int
+    model: int
+    ratio: float | None
+
+
 def diagnose(recipe: Recipe, sources: Sources, studio: Studio, dataset: Path) -> dict[str, Any]:
-    """Figures of the set in `dataset` against the real defects it was made from, as JSON values.
+    """Figures of the set in `dataset` against the real defects it was made from, as JSON values: see `examine`."""
+    return examine(recipe, sources, studio, dataset)[0]
+
+
+def examine(recipe: Recipe, sources: Sources, studio: Studio, dataset: Path) -> tuple[dict[str, Any], list[Nearest]]:
+    """Figures of the set in `dataset` against the real defects it was made from, as JSON values; and for the synthetic
+    defects of its first images, MOST_WINDOWS or a few more, the nearest real one.
 
     kid: squared maximum mean discrepancy with a cubic kernel, synthetic against real windows (Binkowski et al. 2018,
     "Demystifying MMD GANs", on the class check's features: to be compared within one data set alone).
@@ -43,10 +67,10 @@ def diagnose(recipe: Recipe, sources: Sources, studio: Studio, dataset: Path) ->
     # Boxes on both sides, whatever is known of the real ones: a region's shape is seen, too.
     boxes = [region_of(centre(model.crop.mask, window_px), outlined=False) for model in studio.models]
     real = studio.screen.features(*(_turned(arrays, turns) for arrays in (windows, boxes)))
-    images, regions = [], []
+    images, regions, of = [], [], []
     for row in rows:
         image = read_rgb(dataset / row["image"])
-        for placed in row["placed"]:
+        for number, placed in enumerate(row["placed"]):
             window = Window(*placed["placement"]["window"])
             # With the annotators' margin where the real box has it: the region is seen, too.
             outlined = studio.models[placed["placement"]["model"]].crop.outlined
@@ -56,14 +80,17 @@ def diagnose(recipe: Recipe, sources: Sources, studio: Studio, dataset: Path) ->
             mask[max(int(y1), 0) : int(np.ceil(y2)), max(int(x1), 0) : int(np.ceil(x2))] = 255
             images.append(window_view(image, window, window_px))
             regions.append(region_of(mask, outlined=False) if mask.any() else mask.astype(bool))
+            of.append((row["index"], number))
         if len(images) >= MOST_WINDOWS:
             break
     made = studio.screen.features(np.stack(images), np.stack(regions))
-    ratio, copies = _nearness(made, real, len(turns))
-    return {
+    distances = _distances(made, real)
+    typical = _typical(real, len(turns))
+    ratios = None if typical is None else distances.min(axis=1) / max(typical, 1e-9)
+    figures = {
         "kid": _squared_mmd(made, real, len(turns)) if min(len(made), len(windows)) > 1 else None,
-        "nearest_real": ratio,
-        "copies": copies,
+        "nearest_real": None if ratios is None else float(np.median(ratios)),
+        "copies": None if ratios is None else float((ratios < COPY).mean()),
         "boxes": {
             name: {
                 "real": _box_quartiles(
@@ -77,6 +104,12 @@ def diagnose(recipe: Recipe, sources: Sources, studio: Studio, dataset: Path) ->
         },
         "refused": _refused(rows),
     }
+    nearest = distances.argmin(axis=1) // len(turns)
+    found = [
+        Nearest(*owner, int(model), None if ratios is None else float(ratios[position]))
+        for position, (owner, model) in enumerate(zip(of, nearest, strict=True))
+    ]
+    return figures, found
 
 
 def _turns(recipe: Recipe) -> list[tuple[int, bool]]:
@@ -94,14 +127,13 @@ def _turned(arrays: Sequence[np.ndarray], turns: Sequence[tuple[int, bool]]) -> 
     )
 
 
-def _nearness(made: np.ndarray, real: np.ndarray, num_turns: int) -> tuple[float | None, float | None]:
+def _typical(real: np.ndarray, num_turns: int) -> float | None:
+    """The median distance of a real defect to the nearest other, in any turn; None with fewer than two."""
     if len(real) < 2 * num_turns:
-        return None, None
+        return None
     number = np.arange(len(real)) // num_turns
     between = np.where(number[::num_turns, None] == number[None], np.inf, _distances(real[::num_turns], real))
-    typical = float(np.median(between.min(axis=1)))
-    nearest = _distances(made, real).min(axis=1) / max(typical, 1e-9)
-    return float(np.median(nearest)), float((nearest < COPY).mean())
+    return float(np.median(between.min(axis=1)))
 
 
 def _distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from stand_ins import made_set, make_studio
 
-from defectgen.bench.diagnostics import _squared_mmd, diagnose
 from defectgen.compose import compose
 from defectgen.controls import compose_copy_paste
 from defectgen.dataset.manifest import read_manifest
+from defectgen.diagnostics import _squared_mmd, diagnose
 from defectgen.images import read_rgb
 from defectgen.records import Composite, PlacedDefect, Rejection, Sources
 from defectgen.windows import Window

@@ -1,0 +1,195 @@
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from defectgen.bench.summary import summarise
+from defectgen.dataset.manifest import Manifest, read_manifest
+from defectgen.errors import RunError
+from defectgen.report.gallery import LARGE_BUDGET, SMALL_BUDGET, gallery
+from defectgen.report.page import write_report
+from defectgen.run import read_sources
+
+
+def quiet(*_: Any) -> None:
+    pass
+
+
+class Seen(HTMLParser):
+    """Ids, and every address that the page would fetch."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.ids: list[str] = []
+        self.fetched: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        for name, value in attrs:
+            if name == "id" and value:
+                self.ids.append(value)
+            if name in ("src", "href", "srcset", "action") and value and not value.startswith(("data:", "#")):
+                self.fetched.append(value)
+
+
+def data_of(page: Path) -> dict[str, Any]:
+    found = re.search(r'<script type="application/json" id="data">(.*?)</script>', page.read_text("utf-8"), re.DOTALL)
+    assert found
+    return dict(json.loads(found[1]))
+
+
+def test_page_has_its_parts_and_fetches_nothing(page: Path) -> None:
+    text = page.read_text("utf-8")
+    seen = Seen(text)
+    parts = {"answer", "detectors", "misses", "gallery", "beside", "refused", "statistics", "generator", "repeat"}
+    assert parts <= set(seen.ids)
+    assert seen.fetched == []
+    assert not re.search(r"url\((?!#)", text) and "@import" not in text
+    assert len(re.findall("<svg", text)) >= 6
+
+
+def test_answer_is_the_verdict_of_the_trainings(page: Path, run_folder: Path) -> None:
+    verdict = json.loads((run_folder / "yolo/results.json").read_text("utf-8"))["verdict"]
+    text = page.read_text("utf-8")
+    assert f'data-finding="{verdict["finding"]}"' in text
+    assert verdict["sentence"].replace("+", "&#43;") in text or verdict["sentence"] in text
+
+
+def test_gallery_holds_every_composite_with_its_labels(page: Path, run_folder: Path) -> None:
+    manifest = read_manifest(run_folder / "dataset/manifest.jsonl")
+    placed = {row["index"]: row["placed"] for row in manifest.rows if row["placed"]}
+    data = data_of(page)
+    assert data["recipe_sha256"] == manifest.header["recipe_sha256"]
+    assert {item["index"] for item in data["items"]} == set(placed) and len(placed) == 8
+    for item in data["items"]:
+        boxes = [box for box in item["boxes"] if not box["kept"]]
+        assert [box["xyxy"] for box in boxes] == [one["label_xyxy"] for one in placed[item["index"]]]
+        assert [box["score"] for box in boxes] == [one["placement"]["probability"] for one in placed[item["index"]]]
+        assert all(uri.startswith("data:image/webp;base64,") for uri in (item["small"], item["large"]))
+        assert len(item["before"]) == len(boxes)
+
+
+def test_page_of_the_same_run_is_not_made_again_and_of_another_it_is(
+    page: Path, run_folder: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    shutil.copytree(run_folder, out)
+    (out / "report.html").write_text(page.read_text("utf-8") + "<!-- kept -->", encoding="utf-8")
+    assert write_report(out, progress=quiet).read_text("utf-8").endswith("<!-- kept -->")
+    results = json.loads((out / "yolo/results.json").read_text("utf-8"))
+    results["verdict"] = None
+    (out / "yolo/results.json").write_text(json.dumps(results), encoding="utf-8")
+    text = write_report(out, progress=quiet).read_text("utf-8")
+    assert 'data-finding="not proven"' in text and "Not proven either way" in text
+
+
+def test_set_without_detectors_says_that_nothing_is_measured(run_folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    shutil.copytree(run_folder, out, ignore=shutil.ignore_patterns("yolo", "report.html"))
+    text = write_report(out, progress=quiet).read_text("utf-8")
+    assert 'data-finding="not measured"' in text and "<code>defectgen train-yolo</code>" in text
+    assert "misses" not in Seen(text).ids and "gallery" in Seen(text).ids
+
+
+def test_set_reviewed_since_its_detectors_were_trained_is_not_measured(run_folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    shutil.copytree(run_folder, out, ignore=shutil.ignore_patterns("report.html"))
+    manifest = out / "dataset/manifest.jsonl"
+    header, *rows = manifest.read_text("utf-8").splitlines(keepends=True)
+    marked = json.loads(header) | {"rejected": [99]}
+    manifest.write_text(json.dumps(marked, sort_keys=True) + "\n" + "".join(rows), encoding="utf-8")
+    text = write_report(out, progress=quiet).read_text("utf-8")
+    assert 'data-finding="not measured"' in text and "before a review replaced some of its images" in text
+    assert "--review review.json" in text
+
+
+def test_what_was_measured_is_shown_without_the_generator(run_folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    shutil.copytree(run_folder, out, ignore=shutil.ignore_patterns("report.html", "generator"))
+    text = write_report(out, progress=quiet).read_text("utf-8")
+    assert {"answer", "detectors", "misses"} <= set(Seen(text).ids) and "gallery" not in Seen(text).ids
+    assert "The data set itself cannot be shown: " in text and "fit.json" in text
+
+
+def test_names_of_the_users_data_are_text_and_no_markup(
+    run_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    evil = "</script><b id=evil> $\\x$ `a`"
+    out = tmp_path / "run"
+    shutil.copytree(run_folder, out, ignore=shutil.ignore_patterns("report.html"))
+    path, manifest = out / "yolo/results.json", out / "dataset/manifest.jsonl"
+    results = json.loads(path.read_text("utf-8"))
+    results["classes"][0] = evil
+    for arm in results["arms"].values():
+        arm["mean"]["per_class"][0]["class"] = evil
+    path.write_text(json.dumps(results), encoding="utf-8")
+    name = json.dumps(evil)[1:-1]
+    manifest.write_text(manifest.read_text("utf-8").replace('"scratch"', f'"{name}"'), encoding="utf-8")
+
+    def read(recipe: Any, folder: Path) -> Any:
+        sources = read_sources(recipe, folder)
+        return replace(sources, class_names=(evil, *sources.class_names[1:]))
+
+    # The names are part of what a generator is fitted on.
+    facts = json.loads((out / "generator/fit.json").read_text("utf-8"))
+    monkeypatch.setattr("defectgen.report.page.read_sources", read)
+    monkeypatch.setattr("defectgen.studio.fit_fingerprint", lambda *_: facts["fingerprint"])
+    page = write_report(out, progress=quiet)
+    text = page.read_text("utf-8")
+    assert "evil" not in Seen(text).ids and "<b id=evil>" not in text
+    assert "cannot be shown" not in text and data_of(page)["classes"][0] == evil
+    # In the tables, captions and charts it stands as it is.
+    assert text.count("&lt;b id=evil&gt; $\\x$") >= 4
+
+
+def test_folder_without_a_run_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="holds no run of defectgen; name the folder that synth, train-yolo or bench"):
+        write_report(tmp_path, progress=quiet)
+
+
+@pytest.mark.parametrize("num_images", [40, pytest.param(5000, marks=pytest.mark.long)])
+def test_pictures_stay_within_their_budget_however_many(run_folder: Path, fitted: Any, num_images: int) -> None:
+    manifest = read_manifest(run_folder / "dataset/manifest.jsonl")
+    composites = [row for row in manifest.rows if row["placed"]]
+    rows = tuple({**composites[number % len(composites)], "index": number} for number in range(num_images))
+    lookup = {image.name: image.path for image in fitted.sources.train_clean}
+    data = gallery(run_folder / "dataset", Manifest(manifest.header, rows), lookup, [], first=[7])  # type: ignore[arg-type]
+    items = data["items"]
+    small = sum(len(item["small"]) for item in items)
+    large = sum(len(item["large"] or "") + sum(len(window[4]) for window in item["before"]) for item in items)
+    assert len(items) == num_images and items[7]["large"]
+    assert small + large < 1.1 * (SMALL_BUDGET + LARGE_BUDGET) < 24_000_000
+    assert (sum(item["large"] is not None for item in items) == num_images) == (num_images == 40)
+
+
+def test_page_of_a_bench_leads_with_its_verdict_and_shows_one_of_its_sets(run_folder: Path, tmp_path: Path) -> None:
+    rows = [
+        {"recipe": "tiny", "k": 3, "seed": seed, "arm": arm, "map50": 0.5 + gain, "map5095": 0.3 + gain + seed / 1000}
+        | {"recall_at_fp": 0.1, "ap5095": {"pit": 0.3 + gain, "dent": 0.2}, "profile": "small"}
+        for seed in (0, 1, 2)
+        for arm, gain in (("real", 0.0), ("real+defectgen", 0.05 + seed / 1000))
+    ]
+    folder = tmp_path / "small"
+    folder.mkdir()
+    (folder / "bench.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    summary = summarise(rows, num_test_images=4) | {"diagnostics": []}
+    (folder / "bench.json").write_text(json.dumps(summary), encoding="utf-8")
+    results = json.loads((run_folder / "yolo/results.json").read_text("utf-8"))
+    for arm in results["arms"].values():
+        del arm["seeds"][1:]
+    for seed in (0, 1, 2):
+        shutil.copytree(run_folder, folder / f"k3/seed{seed}")
+        (folder / f"k3/seed{seed}/yolo/results.json").write_text(json.dumps(results), encoding="utf-8")
+    text = write_report(tmp_path, progress=quiet).read_text("utf-8")
+    assert 'data-finding="helps"' in text and "Use it: it helps" in text
+    assert "+5.1" in re.sub(r"&#43;", "+", text)
+    # mAP50-95 over K, the gain per class, precision over recall, recall over false alarms; and those of the set.
+    assert len(re.findall("<svg", text)) >= 8 and "mathdefault" not in text
+    assert len(data_of(tmp_path / "report.html")["items"]) == 8
