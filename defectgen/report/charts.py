@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from markupsafe import Markup
 
 from defectgen.bench.plots import COLOURS, log_axis
 from defectgen.records import XYXY
@@ -217,3 +218,8 @@ def colours_of(arms: Sequence[str]) -> dict[str, str]:
 
 def _short(name: str, most: int = 22) -> str:
     return name if len(name) <= most else f"{name[: most - 1]}…"
+
+
+def marked(found: Mapping[str, str | None]) -> dict[str, Markup]:
+    """Charts that show something, as they are."""
+    return {name: Markup(text) for name, text in found.items() if text is not None}

@@ -14,14 +14,15 @@ import numpy as np
 
 from defectgen.boxes import iou_xyxy
 from defectgen.errors import RunError
-from defectgen.images import read_rgb, size_wh
+from defectgen.images import read_rgb
 from defectgen.records import XYXY
 from defectgen.report.pictures import data_uri
 from defectgen.windows import crop_window, window_at
+from defectgen.yolo.evaluate import DETECTIONS_FILE, KEPT_CONFIDENCE
+from defectgen.yolo.folder import read_yolo_folder
 
-DETECTIONS_FILE = "detections.json"
-# Where there are no clean images to set it by; and the least that is kept (see `yolo/evaluate.py`).
-DEFAULT_CONFIDENCE, _LEAST_CONFIDENCE = 0.25, 0.01
+# Where there are no clean images to set it by.
+DEFAULT_CONFIDENCE = 0.25
 _MATCH_IOU = 0.5
 _MOST_SHOWN = 18
 _SURROUNDINGS, _LEAST_PX, _SHOWN_PX = 3.0, 64, 168
@@ -51,13 +52,16 @@ class Judged:
     alarms: list[tuple[str, Mark, bool]] = field(default_factory=list)
 
 
-def judged(yolo: Path, arm: dict[str, Any]) -> Judged | None:
+def judged(yolo: Path, arm: dict[str, Any], class_names: Sequence[str]) -> Judged | None:
     """What the arm's first detector does on the test files; None where it was trained before that was kept, or is a
     classifier.
 
     Args:
         yolo: the run's yolo/ folder.
         arm: its entry in results.json.
+
+    Raises:
+        RunError, DataError: what the detector found, or the test files, are damaged or gone.
     """
     run = arm["seeds"][0]
     folder = (yolo / run["weights"]).parent.parent
@@ -70,28 +74,15 @@ def judged(yolo: Path, arm: dict[str, Any]) -> Judged | None:
     except (OSError, ValueError, KeyError) as error:
         raise RunError(f"{path}: is damaged ({error}); delete {folder} and run `defectgen train-yolo` again") from None
     threshold = run["metrics"].get("confidence_at_fp")
-    threshold = DEFAULT_CONFIDENCE if threshold is None else max(threshold, _LEAST_CONFIDENCE)
+    threshold = DEFAULT_CONFIDENCE if threshold is None else max(threshold, KEPT_CONFIDENCE)
     result = Judged(run["arm"], threshold)
-    for stem, rows in sorted(detections.items()):
-        marks = [Mark(int(row[0]), (row[1], row[2], row[3], row[4]), row[5]) for row in rows]
-        _match(stem, _truth(yolo / "test", stem), marks, stem in clean, result)
+    for image in read_yolo_folder(yolo / "test", class_names=class_names, outlines=False):
+        stem = image.path.stem
+        truth = [Mark(one.class_id, one.xyxy) for one in image.annotations]
+        marks = [Mark(int(row[0]), (row[1], row[2], row[3], row[4]), row[5]) for row in detections.get(stem, [])]
+        _match(stem, truth, marks, stem in clean, result)
     result.alarms.sort(key=lambda alarm: -alarm[1].confidence)
     return result
-
-
-def _truth(test: Path, stem: str) -> list[Mark]:
-    width, height = size_wh(test / "images" / f"{stem}.png")
-    marks = []
-    for line in (test / "labels" / f"{stem}.txt").read_text(encoding="utf-8").splitlines():
-        class_id, *numbers = (float(number) for number in line.split())
-        if len(numbers) == 4:
-            x, y, w, h = numbers
-            corners = [(x - w / 2, y - h / 2), (x + w / 2, y + h / 2)]
-        else:
-            corners = list(zip(numbers[::2], numbers[1::2], strict=True))
-        xs, ys = [x * width for x, _ in corners], [y * height for _, y in corners]
-        marks.append(Mark(int(class_id), (min(xs), min(ys), max(xs), max(ys))))
-    return marks
 
 
 def _match(stem: str, truth: Sequence[Mark], detections: Sequence[Mark], is_clean: bool, into: Judged) -> None:

@@ -116,6 +116,32 @@ def test_what_was_measured_is_shown_without_the_generator(run_folder: Path, tmp_
     text = write_report(out, progress=quiet).read_text("utf-8")
     assert {"answer", "detectors", "misses"} <= set(Seen(text).ids) and "gallery" not in Seen(text).ids
     assert "The data set itself cannot be shown: " in text and "fit.json" in text
+    shutil.copytree(run_folder / "generator", out / "generator")
+    assert "gallery" in Seen(write_report(out, progress=quiet).read_text("utf-8")).ids
+
+
+def test_arms_stand_with_the_intervals_of_their_trainings(run_folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    shutil.copytree(run_folder, out, ignore=shutil.ignore_patterns("report.html", "generator"))
+    results = json.loads((out / "yolo/results.json").read_text("utf-8"))
+    for run, score in zip(results["arms"]["real"]["seeds"], (0.40, 0.42), strict=True):
+        run["metrics"]["map50_95"] = score
+    (out / "yolo/results.json").write_text(json.dumps(results), encoding="utf-8")
+    # Student's t with one degree of freedom: 12.706 standard errors of 1 point.
+    assert "<td>41.0 (28.3 to 53.7)</td>" in write_report(out, progress=quiet).read_text("utf-8")
+
+
+@pytest.mark.parametrize("gone", ["yolo/test", "yolo/real/seed0/detections.json"])
+def test_misses_that_cannot_be_shown_are_named(run_folder: Path, tmp_path: Path, gone: str) -> None:
+    out = tmp_path / "run"
+    shutil.copytree(run_folder, out, ignore=shutil.ignore_patterns("report.html", "generator"))
+    if (out / gone).is_dir():
+        shutil.rmtree(out / gone)
+    else:
+        (out / gone).write_text("{", encoding="utf-8")
+    text = write_report(out, progress=quiet).read_text("utf-8")
+    assert "What the detector misses cannot be shown: " in text and gone in text
+    assert "detectors" in Seen(text).ids and "misses" not in Seen(text).ids
 
 
 def test_names_of_the_users_data_are_text_and_no_markup(
