@@ -206,7 +206,7 @@ def check(
         progress = ProgressLines(stderr)
         with tempfile.TemporaryDirectory() as scratch:
             # Looking leaves nothing behind: the demo product is written into the run folder by `fit` alone.
-            sources, notes = _to_check(path, data_format, overrides, out, Path(scratch) / "demo", progress)
+            sources, notes = _to_check(path, data_format, overrides, out, Path(scratch) / "demo", progress, aside=True)
             sources = replace(sources, problems=(*sources.problems, *find_near_duplicates(sources, progress)))
             summary = summarise(sources, progress)
         if as_json:
@@ -228,15 +228,26 @@ def _to_check(
     progress: Progress,
     *,
     split: bool = True,
+    aside: bool = False,
 ) -> tuple[Sources, tuple[str, ...]]:
-    """What a recipe or a folder holds, and how the folder was read; `split` a folder that has no test set."""
+    """What a recipe or a folder holds, and how the folder was read.
+
+    Args:
+        split: a folder that has no test set.
+        aside: read what a recipe for the folder has no field for, too.
+    """
     if path.is_dir():
         if overrides or out:
             raise UsageError(f"{path}: is a folder; --set and --out go with a recipe, see `defectgen init`")
+        from defectgen.data.aside import with_aside
         from defectgen.draft import read_layout
 
         layout, _ = _looked_at(path, data_format)
-        return read_layout(path, layout, split=split, progress=progress)[1], layout.notes
+        sources = read_layout(path, layout, split=split, progress=progress)[1]
+        if not (aside and layout.aside):
+            return sources, layout.notes
+        note = "what is left aside is checked, and counted as training data or held out, all the same"
+        return with_aside(sources, path, layout, progress), (*layout.notes, note)
     if data_format:
         raise UsageError("--format: goes with a folder; a recipe has data.format")
     from defectgen.data.load import load_sources
@@ -313,18 +324,17 @@ def synth(
         }
         if preview is None:
             summary = run_synth(recipe, folder, reviews=reviews or (), **options)
-            made, sheets = folder / "dataset", None
+            made = folder / "dataset"
         else:
             if reviews:
                 raise UsageError("--review: is of the whole set; leave out --preview")
             summary = run_preview(recipe, folder, preview, **options)
-            made, sheets = folder / "preview", folder / "preview/sheets/composites.jpg"
+            made = folder / "preview"
         if as_json:
             _print_json(summary | {"dataset": str(made)})
         else:
             stdout.print(*_synth_tables(summary))
-            if sheets is not None:
-                stdout.print(f"look at {sheets}", soft_wrap=True, highlight=False)
+            stdout.print(f"look at {made / 'sheets/composites.jpg'}", soft_wrap=True, highlight=False)
             stdout.print(str(made), soft_wrap=True, highlight=False)
         if preview is None:
             _report(folder, options["progress"])
@@ -556,7 +566,11 @@ def export(
             raise UsageError(f"--to: must be of {', '.join(FORMATS)}, got {to!r}")
         with tempfile.TemporaryDirectory() as scratch:
             progress = ProgressLines(stderr)
-            sources, _ = _to_check(path, data_format, overrides, None, Path(scratch) / "demo", progress, split=False)
+            sources, notes = _to_check(
+                path, data_format, overrides, None, Path(scratch) / "demo", progress, split=False
+            )
+            for note in notes:
+                stderr.print(note, markup=False, highlight=False)
             facts = write(sources, out, to, progress=progress, overwrite=overwrite)
         if as_json:
             _print_json(facts)

@@ -157,6 +157,30 @@ def test_clean_folders_are_told_by_their_names_and_held_out_ones_stay_so(tmp_pat
     assert "# group_pattern: '^(.+?)[_-][^_-]*$'" in content and "3 groups of 9 images" in content
 
 
+def test_coco_of_one_annotations_folder_is_told_by_the_images_each_file_lists(tmp_path: Path) -> None:
+    for split in ("train2017", "val2017"):
+        names = [f"{split}_{number}.png" for number in range(4)]
+        for name in names:
+            image(tmp_path / split / name)
+        listed = [{"id": number, "file_name": name} for number, name in enumerate(names)]
+        marks = [{"id": number, "image_id": number, "category_id": 1, "bbox": [5, 5, 9, 9]} for number in range(4)]
+        content = {"images": listed, "categories": [{"id": 1, "name": "pit"}], "annotations": marks}
+        text(tmp_path / f"annotations/instances_{split}.json", json.dumps(content))
+        captions = [{"id": number, "image_id": number, "caption": "a pit"} for number in range(4)]
+        text(tmp_path / f"annotations/captions_{split}.json", json.dumps({"images": listed, "annotations": captions}))
+    layout = look(tmp_path)[0]
+    assert layout.data == {
+        "format": "coco",
+        "train_images": "train2017",
+        "train_labels": "annotations/instances_train2017.json",
+        "test_images": "val2017",
+        "test_labels": "annotations/instances_val2017.json",
+    }
+    _, sources = draft(tmp_path, layout)
+    require_usable(sources)
+    assert (len(sources.train), len(sources.test)) == (4, 4)
+
+
 def test_small_defects_on_large_images_are_looked_at_in_tiles(tmp_path: Path) -> None:
     image(tmp_path / "images/a.png", side=1600)
     text(tmp_path / "labels/a.txt", "0 0.5 0.5 0.01 0.01\n")

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from defectgen.data.formats.yolo import DATA_YAML, faults_in_data_yaml
 from defectgen.data.readers import SET_FORMATS, class_names, read_clean, read_labelled
 from defectgen.data.split import draw_budget, find_leaks, split_groups
 from defectgen.errors import DataError
@@ -34,6 +35,8 @@ def load_sources(recipe: Recipe, demo_folder: Path | None = None, progress: Prog
     folders = _folders(data, root)
     names = class_names(data, root)
     problems: list[Problem] = []
+    if data.format == "yolo" and not data.classes:
+        problems += faults_in_data_yaml(root / DATA_YAML)
 
     def labelled(images: str, labels: str) -> tuple[list[LabelledImage], list[LabelledImage]]:
         """Defective and clean images of the field `images`."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +11,8 @@ from defectgen.data.annotations import MarkedSet
 from defectgen.data.formats.labelme import labels_in_labelme
 from defectgen.data.formats.masks import CLEAN_FOLDERS, mask_of
 from defectgen.data.formats.voc import labels_in_voc
-from defectgen.data.formats.yolo import num_classes_in
-from defectgen.data.readers import FILE_FORMATS, SET_FORMATS, find_labels, find_marked_set
+from defectgen.data.formats.yolo import DATA_YAML, num_classes_in
+from defectgen.data.readers import FILE_FORMATS, SET_FORMATS, find_labels, marked_sets_about
 from defectgen.errors import DataError
 from defectgen.images import list_images
 
@@ -25,16 +25,34 @@ _UNNAMED = "class"
 
 
 @dataclass(frozen=True)
+class Aside:
+    """Images that a recipe has no field for: a second folder of a subset, or a validation set beside a test set.
+
+    Attributes:
+        images, labels: relative to the root; no labels: they are at the usual place.
+        is_clean: of clean product, without labels.
+        held_out: for validation or test.
+    """
+
+    images: str
+    labels: str | None
+    is_clean: bool
+    held_out: bool
+
+
+@dataclass(frozen=True)
 class Layout:
     """A reading of a folder.
 
     Attributes:
         data: fields of a recipe's `data` section, paths relative to the folder.
         notes: what was found, and what was left aside, a line each.
+        aside: folders that `data` does not name.
     """
 
     data: dict[str, Any]
     notes: tuple[str, ...]
+    aside: tuple[Aside, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -128,19 +146,27 @@ def _is_label(path: Path, format: str) -> bool:
 
 def _per_set(root: Path, folders: Sequence[_Folder], format: str) -> Layout | None:
     marked: list[tuple[_Folder, Path | None]] = []
-    read: dict[Path, MarkedSet] = {}
+    read: dict[Path, MarkedSet | None] = {}
     for folder in folders:
         if folder.parts & _CLEAN:
             continue
-        try:
-            path = find_marked_set(folder.path, None, format)
+        # COCO has captions and keypoints of the same images beside their boxes.
+        paths = sorted(marked_sets_about(folder.path, None, format), key=lambda path: "instances" not in path.name)
+        for path in paths:
             if path not in read:
-                read[path] = SET_FORMATS[format](path)
-        except DataError:
-            continue
-        if any(read[path].entry_of(image.name) for image in folder.images):
-            marked.append((folder, path))
+                read[path] = _marked_set(path, format)
+            listed = read[path]
+            if listed is not None and any(listed.entry_of(image.name) for image in folder.images):
+                marked.append((folder, path))
+                break
     return _layout(root, folders, marked, format, "one file for all images")
+
+
+def _marked_set(path: Path, format: str) -> MarkedSet | None:
+    try:
+        return SET_FORMATS[format](path)
+    except DataError:
+        return None
 
 
 def _masks(root: Path, folders: Sequence[_Folder], format: str) -> Layout | None:
@@ -155,7 +181,7 @@ def _masks(root: Path, folders: Sequence[_Folder], format: str) -> Layout | None
                 break
     others = [folder for folder in folders if not folder.parts & set(_MASKS)]
     layout = _layout(root, others, marked, format, "a mask per image")
-    return None if layout is None else Layout({**layout.data, "classes": ["defect"]}, layout.notes)
+    return None if layout is None else replace(layout, data={**layout.data, "classes": ["defect"]})
 
 
 def _layout(
@@ -169,33 +195,40 @@ def _layout(
     by_split: dict[str, list[tuple[_Folder, Path | None]]] = {"train": [], "val": [], "test": []}
     for folder, labels in marked:
         by_split[_split_of(folder)].append((folder, labels))
-    if not any(by_split.values()):
+    splits = [name for name, chosen in by_split.items() if chosen]
+    if not splits:
         return None
     notes = [f"{format}: {how}"]
-    if not by_split["train"]:
-        # Nobody trains here: a folder that is all `test` or `val` is what there is.
-        by_split["train"] = by_split.pop("val", []) or by_split.pop("test", [])
-    held_out = "test" if by_split.get("test") else "val"
-    if by_split.get("test") and by_split.get("val"):
-        notes.append(f"left aside: {', '.join(folder.relative for folder, _ in by_split['val'])} (validation)")
+    # Where nobody trains, a folder that is all `val` or `test` is what there is.
+    training, held_out = splits[0], splits[-1] if len(splits) > 1 else None
     data: dict[str, Any] = {"format": format}
-    for subset, split in (("train", "train"), ("test", held_out)):
-        chosen = by_split.get(split, [])
-        if not chosen:
-            continue
-        (folder, labels), *others = chosen
+    aside: list[Aside] = []
+
+    def leave(chosen: Sequence[tuple[_Folder, Path | None]], why: str, *, is_clean: bool = False) -> None:
+        for folder, labels in chosen:
+            relative = None if labels is None else labels.relative_to(root).as_posix()
+            aside.append(Aside(folder.relative, relative, is_clean, _split_of(folder) != "train"))
+        if chosen:
+            notes.append(f"left aside: {', '.join(folder.relative for folder, _ in chosen)} ({why})")
+
+    for split in splits[1:-1]:
+        leave(by_split[split], "validation")
+    for subset, split in {"train": training, **({"test": held_out} if held_out else {})}.items():
+        (folder, labels), *others = by_split[split]
         data[f"{subset}_images"] = folder.relative
         if labels is not None:
             data[f"{subset}_labels"] = labels.relative_to(root).as_posix()
-        if others:
-            notes.append(
-                f"left aside: {', '.join(folder.relative for folder, _ in others)} (one folder is read per subset)"
-            )
+        leave(others, "one folder is read per subset")
         notes.append(f"{'for training' if subset == 'train' else 'held out'}: {folder.relative}")
     for folder in folders:
         if folder.parts & _CLEAN:
-            subset = "test_clean" if _split_of(folder) == "test" else "train_clean"
-            if subset not in data:
+            split = _split_of(folder)
+            subset = "train_clean" if split in ("train", training) else "test_clean"
+            if subset == "test_clean" and held_out not in (None, split):
+                leave([(folder, None)], "validation", is_clean=True)
+            elif subset in data:
+                leave([(folder, None)], "one folder is read per subset", is_clean=True)
+            else:
                 data[subset] = folder.relative
                 notes.append(f"clean product{', held out' if subset == 'test_clean' else ''}: {folder.relative}")
     classes = _classes(root, data)
@@ -203,16 +236,18 @@ def _layout(
         data["classes"] = classes
         if classes[0] == f"{_UNNAMED}0":
             notes.append("class names: found none; write them into the recipe, in label order")
-    return Layout(data, tuple(notes))
+    return Layout(data, tuple(notes), tuple(aside))
 
 
 def _split_of(folder: _Folder) -> str:
-    return "test" if folder.parts & _TEST else "val" if folder.parts & _VALIDATION else "train"
+    # COCO's are train2017 and val2017.
+    parts = {part.rstrip("0123456789_-") for part in folder.parts}
+    return "test" if parts & _TEST else "val" if parts & _VALIDATION else "train"
 
 
 def _classes(root: Path, data: dict[str, Any]) -> list[str]:
     """Class names where the reader does not find them by itself."""
-    if data["format"] not in FILE_FORMATS or (data["format"] == "yolo" and (root / "data.yaml").is_file()):
+    if data["format"] not in FILE_FORMATS or (data["format"] == "yolo" and (root / DATA_YAML).is_file()):
         return []
     if data["format"] == "yolo":
         # labelImg leaves the one, CVAT and darknet the other.

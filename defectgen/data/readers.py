@@ -14,7 +14,7 @@ from defectgen.data.formats.cvat import read_cvat
 from defectgen.data.formats.labelme import parse_labelme
 from defectgen.data.formats.masks import CLEAN_FOLDERS, folder_classes, mask_of, read_mask
 from defectgen.data.formats.voc import parse_voc
-from defectgen.data.formats.yolo import names_in, parse_yolo
+from defectgen.data.formats.yolo import DATA_YAML, names_in, parse_yolo
 from defectgen.data.split import group_of
 from defectgen.errors import DataError
 from defectgen.images import IMAGE_SUFFIXES, list_images, read_rgb
@@ -30,6 +30,7 @@ FILE_FORMATS: dict[str, tuple[str, Parser]] = {
     "voc": (".xml", parse_voc),
 }
 SET_FORMATS: dict[str, Callable[[Path], MarkedSet]] = {"coco": read_coco, "cvat": read_cvat}
+_SET_SUFFIXES = {"coco": ".json", "cvat": ".xml"}
 
 # labelImg leaves it among the labels.
 _NO_LABEL_FILE = "classes.txt"
@@ -62,7 +63,7 @@ def class_names(data: Data, root: Path) -> tuple[str, ...]:
         folder = root / str(data.train_images)
         names, origin = folder_classes(folder), str(folder)
     else:
-        path = root / "data.yaml"
+        path = root / DATA_YAML
         names, origin = names_in(path), f"{path}: names"
     if not names:
         raise DataError(f"{origin}: names no class; list them in data.classes")
@@ -135,9 +136,13 @@ def _read_all(folder: _Folder, read_one: Callable[[Path], Found]) -> Found:
     return [image for found, _ in results for image in found], [problem for _, faults in results for problem in faults]
 
 
+def _name(path: Path, folder: _Folder) -> str:
+    return path.relative_to(folder.images).as_posix()
+
+
 def _read_image(path: Path, folder: _Folder) -> Found:
     """The image without annotations, or what is wrong with it."""
-    name = path.relative_to(folder.images).as_posix()
+    name = _name(path, folder)
     try:
         height, width = read_rgb(path, strict=True).shape[:2]
     except DataError as error:
@@ -190,17 +195,17 @@ def _read_files(folder: _Folder, labels: Path | None, suffix: str, parse: Parser
 
 def _read_marked_set(folder: _Folder, labels: Path | None, format: str, class_names: Sequence[str]) -> Found:
     marked = SET_FORMATS[format](find_marked_set(folder.images, labels, format))
-    seen: set[str] = set()
 
     def marks_of(image: LabelledImage) -> Parsed:
         entry = marked.entry_of(image.name)
         if entry is None:
             remedy = "mark its defects there, or list it without any if it is clean"
             return [], [Problem("error", str(marked.path), "", f"does not list {image.name!r}", remedy)]
-        seen.add(entry)
         return marked.read(entry, image.size_wh, class_names)
 
     found, problems = _read_marked(folder, marks_of)
+    # Damaged images are there, too.
+    seen = {entry for path in list_images(folder.images) if (entry := marked.entry_of(_name(path, folder)))}
     for name in sorted(marked.of_file.keys() - seen):
         remedy = f"add it under {folder.images}, or remove the entry"
         problems.append(
@@ -234,24 +239,27 @@ def find_marked_set(images: Path, labels: Path | None, format: str) -> Path:
     Raises:
         DataError: there is none, or more than one.
     """
-    suffix = {"coco": ".json", "cvat": ".xml"}[format]
     if labels is not None and labels.is_file():
         return labels
+    found = marked_sets_about(images, labels, format)
+    if len(found) == 1:
+        return found[0]
+    suffix, remedy = _SET_SUFFIXES[format], "in data.train_labels (test_labels)"
+    if found:
+        listed = ", ".join(path.name for path in found[:3])
+        raise DataError(f"{found[0].parent}: holds {len(found)} {suffix} files ({listed}); name one {remedy}")
+    raise DataError(f"{images}: found no {suffix} file with its annotations; name it {remedy}")
+
+
+def marked_sets_about(images: Path, labels: Path | None, format: str) -> list[Path]:
+    """Files that may hold the annotations of `images`: those in folder `labels`, else in the nearest with any."""
     places = [labels] if labels is not None else [images, images.parent, images.parent / "annotations"]
     for place in places:
-        found = (
-            sorted(path for path in place.glob(f"*{suffix}") if not path.name.startswith(".")) if place.is_dir() else []
-        )
-        if len(found) == 1:
-            return found[0]
+        paths = place.glob(f"*{_SET_SUFFIXES[format]}") if place.is_dir() else ()
+        found = sorted(path for path in paths if not path.name.startswith("."))
         if found:
-            listed = ", ".join(path.name for path in found[:3])
-            raise DataError(
-                f"{place}: holds {len(found)} {suffix} files ({listed}); name one in data.train_labels (test_labels)"
-            )
-    raise DataError(
-        f"{images}: found no {suffix} file with its annotations; name it in data.train_labels (test_labels)"
-    )
+            return found
+    return []
 
 
 def _read_label_text(path: Path) -> tuple[str | None, list[Problem]]:

@@ -196,8 +196,16 @@ def test_coco_image_that_is_not_listed_or_not_there_is_said(images: Path, tmp_pa
         f"error {path}: does not list 'b.png'; mark its defects there, or list it without any if it is clean",
         f"warning {path}: 'c.png': is listed, but there is no such image; add it under {images}, or remove the entry",
     ]
+    (images / "a.png").write_bytes(b"damaged")
+    _, problems = read(images, path, "coco")
+    assert len(problems) == 3 and not any("'train/a.png': is listed, but" in problem for problem in problems)
+
+
+def test_coco_that_states_another_size_is_an_error(images: Path, tmp_path: Path) -> None:
+    content = coco()
     content["images"][0]["width"] = 41
-    _, problems = read(images, write_coco(tmp_path, content), "coco")
+    path = write_coco(tmp_path, content)
+    _, problems = read(images, path, "coco")
     assert problems[0].startswith(
         f"error {path}: 'train/a.png': the file states a width of 41, but the image has 40 px"
     )

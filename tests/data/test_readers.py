@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from defectgen.boxes import yolo_from_xyxy
 from defectgen.data.formats.labelme import parse_labelme
-from defectgen.data.formats.yolo import parse_yolo
+from defectgen.data.formats.yolo import faults_in_data_yaml, parse_yolo
 from defectgen.data.readers import class_names, find_labels, read_clean, read_labelled
 from defectgen.errors import DataError
 from defectgen.images import encode_image, write_bytes_atomic
@@ -309,6 +309,34 @@ def test_unusable_data_yaml_says_why(tmp_path: Path, text: str, message: str) ->
         class_names(_data(), tmp_path)
     assert str(caught.value).startswith(f"{tmp_path}/data.yaml: ")
     assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("nc: 3", "error {yaml}: nc: is 3, but names has 2; correct the one or the other"),
+        (
+            "download: exit(1)",
+            "warning {yaml}: download: Ultralytics would run this as code; defectgen",
+        ),
+        ("path: /content/x", "warning {yaml}: path: there is no folder '/content/x'; remove the line"),
+        ("val: gone", "warning {yaml}: val: there is no 'gone'; correct the path, relative to {root}"),
+        ("test: [images, gone]", "warning {yaml}: test: there is no 'gone'; correct the path, relative to {root}"),
+        (f"val: {'long' * 100}", "warning {yaml}: val: there is no 'long"),
+        ("nc: 2", None),
+        ("val: ../images", None),  # Roboflow's.
+        ("path: .\ntrain: images\nval: images", None),
+    ],
+)
+def test_data_yaml_that_trainers_stumble_over_is_a_problem(tmp_path: Path, text: str, message: str | None) -> None:
+    (tmp_path / "images").mkdir()
+    path = tmp_path / "data.yaml"
+    path.write_text(f"names: [pit, scratch]\n{text}\n")
+    lines = [f"{problem.severity} {problem}" for problem in faults_in_data_yaml(path)]
+    if message is None:
+        assert lines == []
+    else:
+        assert len(lines) == 1 and lines[0].startswith(message.format(yaml=path, root=tmp_path)), lines
 
 
 def test_missing_data_yaml_says_what_to_do(tmp_path: Path) -> None:

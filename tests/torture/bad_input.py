@@ -19,6 +19,7 @@ HEIGHT, WIDTH = 96, 128
 # The file that most kinds damage; the others of the set stay good.
 VICTIM = "p2"
 SPLITS = "train: train/images\nval: test/images\n"
+NAMES = f"names: [{', '.join(CLASSES)}]\n"
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ def write_good_set(root: Path, num_train: int = 6, num_test: int = 2) -> None:
         for number in numbers:
             (root / split / "images" / f"p{number}.png").write_bytes(encode_image(part(number), "png"))
             (root / split / "labels" / f"p{number}.txt").write_text(ROWS)
-    (root / "data.yaml").write_text(f"{SPLITS}names: [{', '.join(CLASSES)}]\n")
+    (root / "data.yaml").write_text(f"{SPLITS}{NAMES}")
 
 
 def _text(content: str | bytes) -> Callable[[Path, str], str]:
@@ -101,6 +102,16 @@ def _in_test(change: Callable[[np.ndarray], np.ndarray], suffix: str = "png") ->
         return path.relative_to(root).as_posix()
 
     return spoil
+
+
+def _in_validation(root: Path, victim: str) -> str:
+    """One more split, with a good image and one cut short."""
+    for name, data in (("good", encode_image(part(900), "png")), (victim, encode_image(part(901), "png")[:-700])):
+        for path, content in ((f"images/v_{name}.png", data), (f"labels/v_{name}.txt", ROWS.encode())):
+            (root / "val" / path).parent.mkdir(parents=True, exist_ok=True)
+            (root / "val" / path).write_bytes(content)
+    (root / "data.yaml").write_text(f"{SPLITS.replace('test', 'val')}test: test/images\n{NAMES}")
+    return f"val/images/v_{victim}.png"
 
 
 def _missing_label(root: Path, victim: str) -> str:
@@ -196,12 +207,21 @@ KINDS = (
     Kind("error page saved as an image", _image(b"<!DOCTYPE html><title>404 Not Found</title>", ".jpg")),
     Kind("32-bit floating-point image", _image(_tiff(part(2).astype(np.float32)), ".tiff")),
     Kind("decompression bomb", _image(_bomb())),
+    Kind("damaged image in a validation folder beside a test folder", _in_validation),
     Kind("training image among the test images", _in_test(lambda image: image)),
     Kind("training image re-encoded among the test images", _in_test(lambda image: image, "jpg")),
     Kind("training image mirrored among the test images", _in_test(lambda image: image[:, ::-1])),
     _of_the_set("data.yaml is no YAML", "names: [scratch, pit\ntrain: : x"),
     _of_the_set("data.yaml without names", "train: train/images\nval: test/images\n"),
     _of_the_set("class names numbered with a gap", f"{SPLITS}names: {{0: scratch, 2: pit}}\n"),
+    _of_the_set("nc of data.yaml other than its names", f"{SPLITS}nc: 3\n{NAMES}"),
+    _of_the_set(
+        "data.yaml with a folder that is not there", f"{SPLITS}test: tset/images\nnames: [{', '.join(CLASSES)}]\n"
+    ),
+    _of_the_set(
+        "data.yaml with a path of another machine", f"path: /content/parts\n{SPLITS}names: [{', '.join(CLASSES)}]\n"
+    ),
+    _of_the_set("data.yaml with a download", f"{SPLITS}{NAMES}download: exit(1)\n"),
     _of_the_set("class name twice", f"{SPLITS}names: [pit, pit]\n"),
     _of_the_set("class without a defect", f"{SPLITS}names: [{', '.join(CLASSES)}, stain]\n"),
     _of_the_set("data.yaml with a Python object", f"{SPLITS}names: !!python/tuple [a, b]\n"),

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from bad_input import KINDS, VICTIM, Kind, write_good_set
 
+from defectgen.data.aside import with_aside
 from defectgen.data.duplicates import find_near_duplicates
 from defectgen.data.look import look
 from defectgen.draft import read_layout
@@ -20,6 +21,7 @@ def reports(root: Path) -> list[str]:
     try:
         layout, *_ = look(root, "yolo")
         _, sources = read_layout(root, layout)
+        sources = with_aside(sources, root, layout)
     except DataError as error:
         return [str(error)]
     sources = replace(sources, problems=(*sources.problems, *find_near_duplicates(sources)))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -11,6 +12,8 @@ from defectgen.boxes import polygon_xyxy, xyxy_from_yolo
 from defectgen.data.annotations import Fault, Parsed, annotation, collect, number
 from defectgen.errors import DataError
 from defectgen.records import Annotation, Problem
+
+DATA_YAML = "data.yaml"
 
 
 def parse_yolo(text: str, size_wh: tuple[int, int], class_names: Sequence[str], path: str) -> Parsed:
@@ -64,3 +67,36 @@ def names_in(path: Path) -> list[str]:
     if not isinstance(names, list) or not names:
         raise DataError(f"{path}: names: must be a list or mapping of class names, got {names!r}; {remedy}")
     return [str(name) for name in names]
+
+
+def faults_in_data_yaml(path: Path) -> list[Problem]:
+    """What trainers stumble over in a data.yaml that names its classes; nothing it says is followed or run."""
+    content: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
+    problems = []
+    num_names, count = len(names_in(path)), content.get("nc")
+    if count is not None and count != num_names:
+        remedy = "correct the one or the other: labels mean other classes otherwise"
+        problems.append(Problem("error", str(path), "nc", f"is {count!r}, but names has {num_names}", remedy))
+    if "download" in content:
+        reason = "Ultralytics would run this as code; defectgen does not"
+        problems.append(Problem("warning", str(path), "download", reason, "remove the line"))
+    if content.get("path") and not _exists(path.parent / str(content["path"])):
+        reason, remedy = f"there is no folder {str(content['path'])!r}", "remove the line: the file's own folder counts"
+        return [*problems, Problem("warning", str(path), "path", reason, remedy)]
+    root = path.parent / str(content.get("path") or "")
+    for split in ("train", "val", "test"):
+        entries = content.get(split) or []
+        for entry in entries if isinstance(entries, list) else [entries]:
+            # Roboflow's begin with ../ and mean the file's own folder, as Ultralytics knows.
+            places = (root / str(entry), root / str(entry).removeprefix("../"))
+            if not any(map(_exists, places)):
+                reason, remedy = f"there is no {str(entry)!r}", f"correct the path, relative to {root}"
+                problems.append(Problem("warning", str(path), split, reason, remedy))
+    return problems
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:  # A name too long, or a folder that nobody may look into.
+        return False
