@@ -18,7 +18,7 @@ from rich.table import Table
 
 from defectgen import __version__
 from defectgen.errors import DefectgenError, UsageError
-from defectgen.progress import Progress, ProgressLines, append_log
+from defectgen.progress import Progress, ProgressLines, append_log, clear_live_line
 from defectgen.recipe import Recipe, json_schema, load_recipe
 from defectgen.trackers import installed_trackers
 
@@ -80,6 +80,7 @@ def _reported(resume: str, log_file: Path | None = None) -> Iterator[None]:
         append_log(log_file, resume)
         yield
     except DefectgenError as error:
+        clear_live_line(stderr)
         for line in str(error).splitlines():
             append_log(log_file, f"error: {line}")
             stderr.print(f"[bold red]error:[/] {escape(line)}", highlight=False, soft_wrap=True)
@@ -91,6 +92,7 @@ def _reported(resume: str, log_file: Path | None = None) -> Iterator[None]:
         message = f"{place}{error.strerror or error}; check the disk and who may write there, then run it again"
         with contextlib.suppress(OSError):  # It may be the log file's disk.
             append_log(log_file, f"error: {message}")
+        clear_live_line(stderr)
         stderr.print(f"[bold red]error:[/] {escape(message)}", highlight=False, soft_wrap=True)
         raise typer.Exit(1) from None
     except KeyboardInterrupt:
@@ -337,7 +339,7 @@ def synth(
             stdout.print(f"look at {made / 'sheets/composites.jpg'}", soft_wrap=True, highlight=False)
             stdout.print(str(made), soft_wrap=True, highlight=False)
         if preview is None:
-            _report(folder, options["progress"])
+            _report(folder, options["progress"], log_file)
 
 
 @app.command()
@@ -394,16 +396,17 @@ def _synth_tables(summary: dict[str, Any]) -> list[Table]:
     return [made, refused] if summary["num_rejected"] else [made]
 
 
-def _report(folder: Path, progress: Progress) -> None:
+def _report(folder: Path, progress: Progress, log_file: Path | None) -> None:
     """Writes the report of what was made, and says where; one that cannot be written costs nothing else."""
     from defectgen.report.page import REPORT_NAME, write_report
 
     try:
         write_report(folder, progress=progress)
     except (DefectgenError, OSError) as error:
-        stderr.print(
-            f"[bold yellow]warning:[/] no {REPORT_NAME}: {escape(str(error))}", highlight=False, soft_wrap=True
-        )
+        said = f"no {REPORT_NAME}: {error}"
+        clear_live_line(stderr)
+        append_log(log_file, f"warning: {said}")
+        stderr.print(f"[bold yellow]warning:[/] {escape(said)}", highlight=False, soft_wrap=True)
     else:
         stderr.print(f"look at {escape(str(folder / REPORT_NAME))}", soft_wrap=True, highlight=False)
 
@@ -463,7 +466,7 @@ def train_yolo(
                 stdout.print(table)
             stdout.print(verdict_line(results), markup=False, highlight=False)
             stdout.print(str(folder / "yolo" / results["best"]["weights"]), soft_wrap=True, highlight=False)
-        _report(folder, progress)
+        _report(folder, progress, log_file)
 
 
 @app.command()
@@ -529,7 +532,7 @@ def bench(
             for line in [*sentences(summary), *diagnostics_lines(summary)]:
                 stdout.print(line, markup=False, highlight=False)
             stdout.print(str(folder), soft_wrap=True, highlight=False)
-        _report(folder, progress)
+        _report(folder, progress, log_file)
 
 
 def _listed(option: str, text: str | None, known: tuple[str, ...] | None) -> list[str] | None:

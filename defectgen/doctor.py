@@ -55,10 +55,12 @@ def nvidia_gpus() -> list[str]:
     return [line.strip() for line in done.stdout.splitlines() if line.strip()]
 
 
-def memory(cgroups: Path = Path("/sys/fs/cgroup")) -> Memory:
-    """The machine's, or the container's where that may use less."""
-    import psutil
-
+def memory(cgroups: Path = Path("/sys/fs/cgroup")) -> Memory | None:
+    """The machine's, or the container's where that may use less; None without psutil."""
+    try:
+        import psutil
+    except ImportError:
+        return None
     machine = psutil.virtual_memory()
     limit = _number(cgroups / "memory.max") or _number(cgroups / "memory" / "memory.limit_in_bytes")
     if limit is None or limit >= machine.total:
@@ -93,7 +95,7 @@ class Computer:
     environment: Mapping[str, str] = field(default_factory=lambda: os.environ)
     cores: Callable[[], int] = lambda: num_threads({})
     gpus: Callable[[], list[str]] = nvidia_gpus
-    memory: Callable[[], Memory] = memory
+    memory: Callable[[], Memory | None] = memory
     free_disk: Callable[[Path], int] = lambda folder: shutil.disk_usage(folder).free
 
 
@@ -207,6 +209,8 @@ def _threads(computer: Computer) -> tuple[Facts, list[str]]:
 
 def _memory(computer: Computer) -> tuple[Facts, list[str]]:
     found = computer.memory()
+    if found is None:
+        return {"memory": "unknown"}, ["psutil is not installed: memory cannot be asked; run: pip install psutil"]
     total, available = found.total / GIB, found.available / GIB
     facts = {"memory": f"{total:.1f} GiB", "memory available": f"{available:.1f} GiB"}
     if total < LEAST_MEMORY_GIB:

@@ -25,6 +25,16 @@ def silent(stage: str, done: int, total: int, note: str) -> None:
     """No progress."""
 
 
+# The end of a stage's name whose line stays.
+WARNING = ", warning"
+
+
+def clear_live_line(console: Console) -> None:
+    """What comes next, an error say, begins its own line."""
+    if console.is_terminal:
+        console.file.write("\r\x1b[2K")
+
+
 class ProgressLines:
     """Progress for a user: one live line in a terminal, a line now and then elsewhere and in `log_file`.
 
@@ -67,7 +77,7 @@ class ProgressLines:
         if due or now - self._logged >= LOG_SECONDS:
             append_log(self._log_file, line)
             self._logged = now
-        self._print(line, stays=ended or not self._live)
+        self._print(line, stays=ended or not self._live or stage.endswith(WARNING))
         self._printed, self._shown = now, stage
 
     def _print(self, line: str, *, stays: bool) -> None:

@@ -27,7 +27,7 @@ from defectgen.errors import RunError
 from defectgen.images import sha256_file, write_bytes_atomic
 from defectgen.inpaint.golden import golden_windows
 from defectgen.inpaint.placement import Model
-from defectgen.progress import Progress
+from defectgen.progress import WARNING, Progress
 from defectgen.recipe import Recipe
 from defectgen.records import Sources
 from defectgen.samples import write_sample_sheet
@@ -144,7 +144,7 @@ def fit(
         track(figures, state.step)
 
     def warn(message: str) -> None:
-        progress("fit generator, warning", 0, 0, message)
+        progress(f"fit generator{WARNING}", 0, 0, message)
 
     state_path, samples = partial / f"state-{fingerprint[:16]}.pt", partial / SAMPLES_FOLDER
     if not state_path.exists():

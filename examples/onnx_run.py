@@ -6,6 +6,9 @@
 `export` needs onnx beside defectgen; `detect` needs numpy, opencv-python and onnxruntime alone. Weights as .pt are
 pickles, which can run any code when they are loaded: export your own.
 
+Images are shrunk to the network's size whole. A detector trained on tiles (`train_yolo.tile_px`) wants its images cut
+into such tiles before.
+
 Licence: exported weights stand where the weights stand. Ultralytics (AGPL-3.0) holds that its licence covers models
 trained with it: see "Licences" in README.md before you ship one.
 """

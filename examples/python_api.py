@@ -15,6 +15,7 @@ from defectgen.data.look import look
 from defectgen.draft import draft
 from defectgen.progress import ProgressLines
 from defectgen.recipe import load_recipe
+from defectgen.report.page import write_report
 from defectgen.run import available_cores, run_synth, run_train_yolo
 from defectgen.yolo.results import FIGURE_NAMES, SCORES
 
@@ -35,6 +36,7 @@ def main(path: Path, overrides: list[str]) -> None:
     for arm, row in results["arms"].items():
         print(f"{arm}: {FIGURE_NAMES[score]} {row['mean'][score]:.3f}")
     print(out / "yolo" / results["best"]["weights"])
+    print(write_report(out, progress=options["progress"]))
 
 
 # `run_synth` starts processes that import this file: without this line each would start the next.

@@ -188,6 +188,13 @@ def test_more_threads_than_cores_are_a_problem() -> None:
     assert examine(GOOD)[0]["OMP_NUM_THREADS"] == "not set: all available cores compute"
 
 
+def test_without_psutil_the_rest_is_still_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "psutil", None)
+    facts, problems = examine(replace(GOOD, memory=memory))
+    assert facts["memory"] == "unknown" and "free disk here" in facts
+    assert problems == ["psutil is not installed: memory cannot be asked; run: pip install psutil"]
+
+
 def test_little_memory_is_a_problem_of_the_machine_or_of_other_programs() -> None:
     facts, problems = examine(replace(GOOD, memory=lambda: Memory(16 * GIB, GIB)))
     assert (facts["memory"], facts["memory available"]) == ("16.0 GiB", "1.0 GiB")

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from defectgen.progress import ProgressLines
+from defectgen.progress import WARNING, ProgressLines, clear_live_line
 
 
 class Shown:
@@ -88,6 +88,20 @@ def test_in_a_terminal_lines_replace_each_other_until_the_stage_ends() -> None:
     assert shown.file.getvalue().count("\n") == 0
     shown.at(10, 100)
     assert shown.file.getvalue().endswith("\r" + " " * 79 + "\rsynth 100/100, 10/s, took 10 s\n")
+
+
+def test_warning_stays_in_a_terminal_and_what_follows_a_live_line_begins_its_own() -> None:
+    shown = Shown(terminal=True)
+    shown.at(0, 0, note="x")
+    warned = shown.at(0.01, 0, 0, "mlflow has failed " + 90 * "x", stage=f"fit{WARNING}")
+    assert warned[-1] == "fit, warning: mlflow has failed " + 90 * "x"
+    shown.at(3, 30, note="x")
+    console = Console(file=shown.file, force_terminal=True)
+    clear_live_line(console)
+    assert shown.file.getvalue().endswith("\r\x1b[2K")
+    plain = io.StringIO()
+    clear_live_line(Console(file=plain))
+    assert plain.getvalue() == ""
 
 
 def test_verbose_shows_every_report() -> None:

@@ -17,14 +17,15 @@ _LICENCE = (
 
 
 def portable_recipe(recipe_yaml: str) -> str:
-    """The recipe with `data.root` cut to its last folder: where the data lies differs between machines."""
+    """The recipe with `data.root` and `train_yolo.model` cut to their last part: machines have them in other places."""
     recipe = yaml.safe_load(recipe_yaml)
-    data = recipe.get("data") if isinstance(recipe, dict) else None
-    root = data.get("root") if isinstance(data, dict) else None
-    if not isinstance(data, dict) or not isinstance(root, str):
+    if not isinstance(recipe, dict):
         return recipe_yaml
-    parts = PureWindowsPath(root) if "\\" in root else PurePosixPath(root)
-    data["root"] = parts.name or "."
+    for section, field in (("data", "root"), ("train_yolo", "model")):
+        fields = recipe.get(section)
+        if isinstance(fields, dict) and isinstance(fields.get(field), str):
+            text = fields[field]
+            fields[field] = (PureWindowsPath(text) if "\\" in text else PurePosixPath(text)).name or "."
     return yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True)
 
 

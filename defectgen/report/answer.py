@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 from defectgen.dataset.manifest import MANIFEST_NAME
 from defectgen.images import sha256_file
 from defectgen.yolo.results import FIGURE_NAMES, SCORES, verdict_line
-from defectgen.yolo.verdict import CEILING, OWN_ARM
+from defectgen.yolo.verdict import CEILING, COPIES_ARM, OWN_ARM
 
 # More of the defects tried than this refused is worth a word, and so is a larger share of copies.
 _MANY_REFUSED, _MANY_COPIES = 0.8, 0.2
@@ -30,15 +31,17 @@ class Answer:
     Attributes:
         finding: a verdict's, or `not proven` (one training per arm), or `not measured`.
         sentences: why, and what to do next.
+        where: what of several budgets the finding is of.
     """
 
     finding: str
     sentences: tuple[str, ...]
+    where: str = ""
 
     @property
     def headline(self) -> str:
         """Whether to use the set, in a few words."""
-        return _HEADLINES[self.finding]
+        return _HEADLINES[self.finding] + (f" ({self.where})" if self.where else "")
 
 
 def answer_of(results: dict[str, Any] | None, figures: dict[str, Any] | None, dataset: Path | None) -> Answer:
@@ -66,8 +69,9 @@ def answer_of(results: dict[str, Any] | None, figures: dict[str, Any] | None, da
     elif results["verdict"] is not None:
         finding = results["verdict"]["finding"]
         said.append(results["verdict"]["sentence"])
+        said += unrivalled(finding, results["arms"])
     else:
-        finding = "not proven"
+        finding = "not proven" if OWN_ARM in results["arms"] else "not measured"
         score = SCORES[results["task"]]
         means = {arm: 100 * entry["mean"][score] for arm, entry in results["arms"].items()}
         listed = ", ".join(f"{arm} {mean:.1f}" for arm, mean in means.items())
@@ -89,3 +93,10 @@ def answer_of(results: dict[str, Any] | None, figures: dict[str, Any] | None, da
     if dataset is not None:
         said.append("Look at the gallery before you train on anything: reject what no part of yours would show.")
     return Answer(finding, tuple(said))
+
+
+def unrivalled(finding: str, arms: Collection[str]) -> list[str]:
+    """A word of caution where `helps` was found without the arm that costs nothing."""
+    if finding != "helps" or COPIES_ARM in arms:
+        return []
+    return [f"Copy-pasted defects, which cost nothing, were not tried and may help as much: add the arm {COPIES_ARM}."]

@@ -10,9 +10,11 @@ from markupsafe import Markup
 
 from defectgen.bench.cells import curves_on_disk
 from defectgen.bench.plots import drawings
-from defectgen.errors import DefectgenError
+from defectgen.errors import DefectgenError, RunError
 from defectgen.report import charts
 from defectgen.report.misses import alarm_pictures, judged, miss_pictures
+from defectgen.yolo.arm_files import written_digest
+from defectgen.yolo.evaluate import FALSE_ALARMS_PER_CLEAN_IMAGE
 from defectgen.yolo.results import FIGURE_NAMES, SCORES
 from defectgen.yolo.verdict import FEWEST_SEEDS, OWN_ARM, paired_interval
 
@@ -55,6 +57,7 @@ def detector_parts(results: dict[str, Any], yolo: Path) -> tuple[dict[str, Any],
                 for arm, entry in arms.items()
             ],
             "best": results["best"]["arm"],
+            "at_fp": _at_fp(results),
             "intervals": any(len(entry["seeds"]) >= FEWEST_SEEDS for entry in arms.values()),
             "test": f"{results['test_images']} real held-out images, {results['test_clean_images']} of them clean",
         },
@@ -67,16 +70,24 @@ def detector_parts(results: dict[str, Any], yolo: Path) -> tuple[dict[str, Any],
 def _misses(results: dict[str, Any], yolo: Path) -> dict[str, Any] | None:
     arms, class_names = results["arms"], results["classes"]
     shown = OWN_ARM if OWN_ARM in arms else results["best"]["arm"]
+    if written_digest(yolo / "test" / "samples.json") != results["test_sha256"]:
+        raise RunError(f"{yolo / 'test'}: is not what these detectors were tested on; run `defectgen train-yolo` again")
     one = judged(yolo, arms[shown], class_names)
     other = judged(yolo, arms["real"], class_names) if "real" in arms and shown != "real" else None
     if one is None:
         return None
     why = "" if results["test_clean_images"] else ", for want of clean test images to set it by"
+    count, num_real = len(arms[shown]["seeds"]), len(one.found) + len(one.missed)
+    which = f" (the first of {count} trainings)" if count > 1 else ""
+    on_clean = sum(clean for _, _, clean in one.alarms)
     lines = [
-        f"{shown}, at confidence {one.threshold:.2f}{why}: {len(one.found)} of {len(one.found) + len(one.missed)} real "
-        f"defects found, {len(one.alarms)} false alarms, {sum(clean for _, _, clean in one.alarms)} of them on clean "
-        "product."
+        f"{shown}{which}, at confidence {one.threshold:.2f}{why}: {len(one.found)} of {num_real} real defects found, "
+        f"{len(one.alarms)} boxes where there is no defect, {on_clean} of them on clean product."
     ]
+    if one.num_beside:
+        lines.append(
+            f"{one.num_beside} more boxes lie on a defect, but find none: a second or a loose box, or another class."
+        )
     if other is not None:
         mine, theirs = set(one.found), set(other.found)
         lines.append(
@@ -88,6 +99,16 @@ def _misses(results: dict[str, Any], yolo: Path) -> dict[str, Any] | None:
         "missed": miss_pictures(yolo, one, class_names),
         "alarms": alarm_pictures(yolo, one, class_names),
     }
+
+
+def _at_fp(results: dict[str, Any]) -> str | None:
+    """What recall@FP means with so many clean test images."""
+    count = results["test_clean_images"]
+    if not count:
+        return None
+    allowed = max(int(count * FALSE_ALARMS_PER_CLEAN_IMAGE + 1e-9), 1)
+    alarms = f"{allowed} false alarm{'s' if allowed > 1 else ''}"
+    return f"recall@FP: share of defects found with {alarms} on the {count} clean test images"
 
 
 def bench_rows(summary: dict[str, Any]) -> list[dict[str, Any]]:

@@ -20,6 +20,8 @@ SMALL_BUDGET, LARGE_BUDGET = 9_000_000, 12_000_000
 _SMALL = ((240, 70), (192, 70), (160, 65), (128, 60), (96, 50), (80, 35), (64, 25))
 _LARGE_PX = (960, 720, 540)
 _PROBED = 12
+# Of JSON.
+_BOX_CHARACTERS = 110
 
 Report = Callable[[int, int], None]
 
@@ -87,7 +89,8 @@ class _Sides:
         for self.small, cost in zip(_SMALL, np.mean(of_small, axis=0).tolist(), strict=True):
             if cost * len(rows) <= SMALL_BUDGET:
                 break
-        left = max(SMALL_BUDGET + LARGE_BUDGET - cost * len(rows), 0)
+        boxes = _BOX_CHARACTERS * sum(len(row["kept"]) + len(row["placed"]) for row in rows)
+        left = max(SMALL_BUDGET + LARGE_BUDGET - cost * len(rows) - boxes, 0)
         for self.large, cost in zip(_LARGE_PX, np.mean(of_large, axis=0).tolist(), strict=True):
             self.num_large = int(min(left, LARGE_BUDGET) / cost)
             if self.num_large >= len(rows):

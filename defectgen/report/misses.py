@@ -23,7 +23,9 @@ from defectgen.yolo.folder import read_yolo_folder
 
 # Where there are no clean images to set it by.
 DEFAULT_CONFIDENCE = 0.25
-_MATCH_IOU = 0.5
+_MATCH_IOU, _BESIDE_IOU = 0.5, 0.1
+# As many decimals of a confidence are kept on disk.
+_DECIMALS = 4
 _MOST_SHOWN = 18
 _SURROUNDINGS, _LEAST_PX, _SHOWN_PX = 3.0, 64, 168
 _TRUE, _FOUND = (0, 158, 115), (213, 94, 0)
@@ -43,6 +45,8 @@ class Judged:
     Attributes:
         found, missed: (file stem, defect) of the real defects.
         alarms: (file stem, detection, whether on clean product), the most confident first.
+        num_beside: detections that count as false alarms in every figure, but lie on a real defect: second or loose
+            boxes, other classes.
     """
 
     arm: str
@@ -50,6 +54,7 @@ class Judged:
     found: list[tuple[str, Mark]] = field(default_factory=list)
     missed: list[tuple[str, Mark]] = field(default_factory=list)
     alarms: list[tuple[str, Mark, bool]] = field(default_factory=list)
+    num_beside: int = 0
 
 
 def judged(yolo: Path, arm: dict[str, Any], class_names: Sequence[str]) -> Judged | None:
@@ -86,16 +91,22 @@ def judged(yolo: Path, arm: dict[str, Any], class_names: Sequence[str]) -> Judge
 
 
 def _match(stem: str, truth: Sequence[Mark], detections: Sequence[Mark], is_clean: bool, into: Judged) -> None:
-    """Each defect is found by the most confident detection of its class at IoU 0.5 that has found none before."""
+    """Each defect is found by the most confident detection of its class at IoU 0.5 that has found none before.
+
+    What lies on no defect at all is an alarm.
+    """
     open_defects = list(truth)
     for mark in sorted(detections, key=lambda mark: -mark.confidence):
-        if mark.confidence <= into.threshold:
+        # The detection that sets the threshold is on the other side of it; rounded, it may lie above.
+        if mark.confidence <= round(into.threshold, _DECIMALS):
             break
         fits = [one for one in open_defects if one.class_id == mark.class_id]
         best = max(fits, key=lambda one: iou_xyxy(one.xyxy, mark.xyxy), default=None)
         if best is not None and iou_xyxy(best.xyxy, mark.xyxy) >= _MATCH_IOU:
             open_defects.remove(best)
             into.found.append((stem, best))
+        elif any(iou_xyxy(one.xyxy, mark.xyxy) >= _BESIDE_IOU for one in truth):
+            into.num_beside += 1
         else:
             into.alarms.append((stem, mark, is_clean))
     into.missed += [(stem, one) for one in open_defects]

@@ -18,9 +18,9 @@ from defectgen.dataset.manifest import MANIFEST_NAME, read_manifest
 from defectgen.errors import DefectgenError, RunError
 from defectgen.images import write_bytes_atomic
 from defectgen.progress import Progress
-from defectgen.recipe import Recipe
+from defectgen.recipe import Recipe, TrainYolo
 from defectgen.report import charts
-from defectgen.report.answer import Answer, answer_of
+from defectgen.report.answer import Answer, answer_of, unrivalled
 from defectgen.report.detectors import bench_charts, bench_rows, detector_parts
 from defectgen.report.synthetic import set_parts
 from defectgen.run import read_sources
@@ -43,14 +43,21 @@ def write_report(out: Path, *, progress: Progress) -> Path:
     path, stamp = out / REPORT_NAME, _stamp(out)
     if path.exists() and stamp in path.read_text(encoding="utf-8", errors="replace")[:_STAMP_WITHIN]:
         return path
-    if (out / "recipe.yaml").exists():
-        context = _of_run(out, progress)
-    elif benches:
-        context = _of_bench(benches, progress)
-    else:
-        raise RunError(f"{out}: holds no run of defectgen; name the folder that synth, train-yolo or bench wrote")
-    # A page that lacks something is made again where what it lacks may be back.
-    write_bytes_atomic(path, _render(context | {"stamp": "" if context["warnings"] else stamp}).encode())
+    try:
+        if (out / "recipe.yaml").exists():
+            context = _of_run(out, progress)
+        elif benches:
+            context = _of_bench(benches, progress)
+        else:
+            raise RunError(f"{out}: holds no run of defectgen; name the folder that synth, train-yolo or bench wrote")
+        # A page that lacks something is made again where what it lacks may be back.
+        text = _render(context | {"stamp": "" if context["warnings"] else stamp})
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        raise RunError(
+            f"{out}: a record in it is damaged, or of another version ({type(error).__name__}: {error}); "
+            "run the command that made it again"
+        ) from error
+    write_bytes_atomic(path, text.encode())
     progress("report", 1, 1, "")
     return path
 
@@ -118,7 +125,7 @@ def _of_run(out: Path, progress: Progress) -> dict[str, Any]:
         parts, warnings = detector_parts(results, out / "yolo")
         context |= parts | {"charts": context["charts"] | parts["charts"]}
         context["warnings"] += warnings
-    context["repeat"] = _repeated(recipe.name, out if made else None, ["synth"] * made + ["train-yolo"] * bool(results))
+    context["repeat"] = _repeated(recipe, out if made else None, results)
     context["answer"] = answer_of(results, figures, out / "dataset" if made else None)
     return context
 
@@ -138,6 +145,7 @@ def _of_bench(benches: Sequence[Path], progress: Progress) -> dict[str, Any]:
         if (run / "recipe.yaml").exists() and (run / "dataset" / MANIFEST_NAME).exists():
             recipe = _read_recipe(run)
             context |= _of_recipe(recipe, run, None) | {"of_cell": f"K = {k}, seed {-seed}"}
+            context["review_with"] = f"defectgen synth {run / 'recipe.yaml'} --out {run} --review review.json"
             _add_set(context, recipe, run, progress)
             break
     ks, seeds, arms = (dict.fromkeys(row[name] for row in rows) for name in ("k", "seed", "arm"))
@@ -150,19 +158,31 @@ def _of_bench(benches: Sequence[Path], progress: Progress) -> dict[str, Any]:
     context["notes"] = diagnostics_lines(summary)
     of_last = summary["k"][str(max(ks))]["verdict"]
     finding = "not proven" if of_last is None else of_last["finding"]
-    context["answer"] = Answer(finding, tuple(sentences(summary)))
+    said = [*sentences(summary), *unrivalled(finding, dict.fromkeys(row["arm"] for row in rows))]
+    context["answer"] = Answer(finding, tuple(said), f"with {max(ks)} real defects per class" if len(ks) > 1 else "")
     return context
 
 
 def _of_recipe(recipe: Recipe, out: Path, results: dict[str, Any] | None) -> dict[str, Any]:
+    if results is not None:
+        # As it was when the detectors were trained: later commands may have changed it in recipe.yaml.
+        recipe = recipe.model_copy(update={"train_yolo": TrainYolo.model_validate(results["profile"])})
     # Without the folders of this machine: pages are passed on.
     return {"recipe": portable_recipe(recipe.to_yaml()), "facts": _facts(recipe, out, results)}
 
 
-def _repeated(name: str, out: Path | None, commands: Sequence[str]) -> list[str]:
+def _repeated(recipe: Recipe, out: Path | None, results: dict[str, Any] | None) -> list[str]:
     """The recipe below holds all that --set, --arms and --focus changed; a person's reviews it does not hold."""
     reviewed = out is not None and bool(read_manifest(out / "dataset" / MANIFEST_NAME).header.get("rejected"))
-    return [f"defectgen {command} {name}.yaml{' --review review.json' * reviewed}" for command in commands]
+    review = " --review FILE (once per review, in the order they were made)" * reviewed
+    commands = [f"defectgen synth {recipe.name}.yaml{review}"] if out is not None else []
+    if results is not None:
+        commands.append(f"defectgen train-yolo {recipe.name}.yaml{_trusting(results['profile']['model'])}{review}")
+    return commands
+
+
+def _trusting(model: str) -> str:
+    return " --trust-checkpoint" if model.endswith(".pt") else ""
 
 
 def _add_set(context: dict[str, Any], recipe: Recipe, out: Path, progress: Progress) -> dict[str, Any] | None:
@@ -198,6 +218,8 @@ def _empty() -> dict[str, Any]:
         "facts": [],
         "repeat": [],
         "of_cell": "",
+        "review_with": "defectgen synth RECIPE --review review.json",
+        "compared": 0,
         "version": __version__,
     }
 

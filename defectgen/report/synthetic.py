@@ -58,6 +58,7 @@ def set_parts(recipe: Recipe, sources: Sources, out: Path, progress: Progress) -
         ],
         "strips": explain(recipe, sources, studio),
         "notes": _notes(figures, len(nearest)),
+        "compared": len(nearest),
     }
     return parts, figures
 

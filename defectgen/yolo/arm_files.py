@@ -20,7 +20,7 @@ def write_test(plan: Plan, out: Path, progress: Progress) -> str:
     counts = [(sample, 1) for sample in plan.test]
     digest = plan.digest(counts)
     folder = out / "test"
-    if _written_digest(folder / "samples.json") != digest:
+    if written_digest(folder / "samples.json") != digest:
         _write_images(plan, counts, folder, partial(progress, "write the test set"))
         content = {"digest": digest, "files": plan.entries(counts), "num_clean_images": plan.num_clean_images}
         write_bytes_atomic(folder / "samples.json", to_json(content))
@@ -32,7 +32,7 @@ def write_arm(plan: Plan, arm: ArmPlan, out: Path, class_names: Sequence[str], p
     digest = plan.digest(arm.counts)
     folder = out / arm.slug
     numbers = {origin: sum(n for s, n in arm.counts if s.origin == origin) for origin in ("real", "synthetic", "clean")}
-    if _written_digest(folder / "samples.json") != digest:
+    if written_digest(folder / "samples.json") != digest:
         unused = {
             origin: arm.available[origin] - sum(sample.origin == origin for sample, _ in arm.counts)
             for origin in numbers
@@ -103,7 +103,7 @@ def class_folder(sample: Sample, num_classes: int) -> str:
     return f"{sample.tile.labels[0].class_id if sample.tile.labels else num_classes:03d}"
 
 
-def _written_digest(path: Path) -> str | None:
+def written_digest(path: Path) -> str | None:
     content = read_json(path)
     return None if content is None else content.get("digest")
 

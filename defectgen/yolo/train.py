@@ -20,7 +20,7 @@ from typing import Any
 from defectgen.device import best_device, bf16_pays
 from defectgen.errors import RunError, UsageError
 from defectgen.images import sha256_file, write_bytes_atomic
-from defectgen.progress import Progress
+from defectgen.progress import WARNING, Progress
 from defectgen.recipe import TrainYolo
 from defectgen.records import Sources
 from defectgen.seeds import derive_seed
@@ -278,7 +278,7 @@ def _report(event: dict[str, Any], label: str, progress: Progress) -> None:
         case "evaluate":
             progress(f"{label}, evaluating", 0, 0, f"on {event['images']} test images")
         case _:
-            progress(f"{label}, warning", 0, 0, event["message"])
+            progress(f"{label}{WARNING}", 0, 0, event["message"])
 
 
 def _tail(log: Path, start: int) -> str:

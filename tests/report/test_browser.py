@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import cv2
+import numpy as np
 import pytest
 
 from defectgen.dataset.manifest import read_manifest
@@ -111,22 +114,73 @@ def test_slider_uncovers_the_clean_image(opened: Any) -> None:
     opened.locator(".tile").first.click()
     pair, slider = opened.locator("#pair"), opened.locator("#slider")
     assert opened.locator("#viewer").is_visible()
-    slider.fill("100")
-    with_clean = pair.screenshot()
-    slider.fill("0")
-    with_defect = pair.screenshot()
-    assert with_clean != with_defect
-    # With labels off the whole difference is the defect.
+    # With labels and edge off the whole difference is the defect.
     opened.keyboard.press("l")
     assert not pair.locator(".box").first.is_visible()
+    opened.add_style_tag(content=".edge { display: none }")
+    slider.fill("100")
+    with_clean = shown(pair)
+    slider.fill("0")
+    with_defect = shown(pair)
+    item = opened.evaluate("JSON.parse(document.getElementById('data').textContent).items[0]")
+    inside = np.zeros(with_clean.shape[:2], bool)
+    for x, y, width, height, _ in item["before"]:
+        across, down = (pixels / side for pixels, side in zip(inside.shape[::-1], item["size_wh"], strict=True))
+        inside[int(y * down) : math.ceil((y + height) * down), int(x * across) : math.ceil((x + width) * across)] = True
+    changed = np.abs(with_clean.astype(int) - with_defect).max(axis=2) > 40
+    around = cv2.dilate(inside.astype(np.uint8), np.ones((5, 5))).astype(bool)
+    assert changed.sum() >= 5 and not (changed & ~around).any()
+    # Dragged from where the clean window lies: the browser would drag that picture.
+    slider.fill("100")
     frame = pair.bounding_box()
-    opened.mouse.move(frame["x"] + 0.1 * frame["width"], frame["y"] + frame["height"] / 2)
+    x, y, width, height, _ = item["before"][0]
+    start = (x + width / 2) / item["size_wh"][0], (y + height / 2) / item["size_wh"][1]
+    opened.mouse.move(frame["x"] + start[0] * frame["width"], frame["y"] + start[1] * frame["height"])
     opened.mouse.down()
-    opened.mouse.move(frame["x"] + 0.75 * frame["width"], frame["y"] + frame["height"] / 2)
+    opened.mouse.move(frame["x"] + 0.6 * frame["width"], frame["y"] + frame["height"] / 2, steps=4)
+    opened.mouse.move(frame["x"] + 0.75 * frame["width"], frame["y"] + frame["height"] / 2, steps=4)
     opened.mouse.up()
     assert abs(float(slider.input_value()) - 75) < 2
     opened.keyboard.press("Escape")
     assert not opened.locator("#viewer").is_visible()
+
+
+def shown(part: Any) -> np.ndarray:
+    """uint8 (H, W, 3): a part of the page."""
+    return cv2.imdecode(np.frombuffer(part.screenshot(), np.uint8), cv2.IMREAD_COLOR)
+
+
+def test_keys_work_where_what_had_the_focus_is_disabled(opened: Any) -> None:
+    opened.locator(".tile").first.click()
+    opened.locator("#slider").focus()
+    opened.evaluate("document.getElementById('slider').disabled = true")
+    opened.keyboard.press("r")
+    assert opened.locator("#reviewed").inner_text() == "0 accepted, 1 rejected"
+
+
+def test_two_windows_of_one_report_keep_each_others_decisions(opened: Any, page: Path) -> None:
+    other = opened.context.new_page()
+    other.goto(page.as_uri())
+    for tab, place in ((opened, 0), (other, 1)):
+        tab.locator(".tile").nth(place).click()
+        tab.keyboard.press("r")
+        tab.keyboard.press("Escape")
+    assert other.locator("#reviewed").inner_text() == "0 accepted, 2 rejected"
+    opened.wait_for_function("document.getElementById('reviewed').textContent === '0 accepted, 2 rejected'")
+    other.close()
+
+
+def test_page_that_may_keep_nothing_says_so(browser: Any, page: Path) -> None:
+    window = Opened(browser, page, "desktop")
+    window.tab.evaluate("() => { Storage.prototype.setItem = () => { throw new Error('full'); }; }")
+    assert not window.tab.locator("#unkept").is_visible()
+    for place in (0, 1):
+        window.tab.locator(".tile").nth(place).click()
+        window.tab.keyboard.press("r")
+        window.tab.keyboard.press("Escape")
+    assert window.tab.locator("#unkept").is_visible()
+    assert window.tab.locator("#reviewed").inner_text() == "0 accepted, 2 rejected"
+    window.close(page)
 
 
 @every_size
@@ -172,3 +226,17 @@ def test_print_hides_what_paper_cannot_do(opened: Any) -> None:
     opened.emulate_media(media="print")
     assert not opened.locator("nav").is_visible() and not opened.locator("#filters").is_visible()
     assert opened.locator("#answer").is_visible() and opened.locator(".tile").first.is_visible()
+
+
+def test_print_is_dark_on_light_whatever_the_screen_is_and_fits_the_paper(browser: Any, page: Path) -> None:
+    window = Opened(browser, page, "desktop", "dark")
+    window.tab.locator("#theme").click()
+    window.tab.locator("#theme").click()
+    window.tab.set_viewport_size({"width": 718, "height": 1000})
+    window.tab.emulate_media(media="print")
+    assert window.tab.evaluate("getComputedStyle(document.body).color") == "rgb(27, 29, 32)"
+    assert window.tab.evaluate(
+        "[...document.querySelectorAll('table')].every(t => t.getBoundingClientRect().right <= innerWidth)"
+    )
+    assert window.tab.locator("details pre").is_visible()
+    window.close(page)

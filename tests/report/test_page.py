@@ -3,12 +3,14 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from defectgen.bench.summary import summarise
 from defectgen.dataset.manifest import Manifest, read_manifest
@@ -122,13 +124,78 @@ def test_what_was_measured_is_shown_without_the_generator(run_folder: Path, tmp_
 
 def test_arms_stand_with_the_intervals_of_their_trainings(run_folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
-    shutil.copytree(run_folder, out, ignore=shutil.ignore_patterns("report.html", "generator"))
-    results = json.loads((out / "yolo/results.json").read_text("utf-8"))
-    for run, score in zip(results["arms"]["real"]["seeds"], (0.40, 0.42), strict=True):
-        run["metrics"]["map50_95"] = score
-    (out / "yolo/results.json").write_text(json.dumps(results), encoding="utf-8")
+
+    def scored(results: dict[str, Any]) -> None:
+        for run, score in zip(results["arms"]["real"]["seeds"], (0.40, 0.42), strict=True):
+            run["metrics"]["map50_95"] = score
+
+    changed_run(run_folder, out, scored)
     # Student's t with one degree of freedom: 12.706 standard errors of 1 point.
     assert "<td>41.0 (28.3 to 53.7)</td>" in write_report(out, progress=quiet).read_text("utf-8")
+
+
+def changed_run(run_folder: Path, out: Path, change: Callable[[dict[str, Any]], None]) -> Path:
+    """The run without its generator, its results.json changed."""
+    shutil.copytree(run_folder, out, ignore=shutil.ignore_patterns("report.html", "generator"))
+    results = json.loads((out / "yolo/results.json").read_text("utf-8"))
+    change(results)
+    (out / "yolo/results.json").write_text(json.dumps(results), encoding="utf-8")
+    return out
+
+
+def test_gain_over_real_images_alone_says_that_copies_were_not_tried(run_folder: Path, tmp_path: Path) -> None:
+    def helps(results: dict[str, Any]) -> None:
+        results["verdict"] |= {"finding": "helps"}
+
+    text = write_report(changed_run(run_folder, tmp_path / "run", helps), progress=quiet).read_text("utf-8")
+    assert 'data-finding="helps"' in text and "Copy-pasted defects, which cost nothing, were not tried" in text
+
+    def with_copies(results: dict[str, Any]) -> None:
+        helps(results)
+        results["arms"]["real+copy-paste"] = results["arms"]["real"]
+
+    text = write_report(changed_run(run_folder, tmp_path / "other", with_copies), progress=quiet).read_text("utf-8")
+    assert 'data-finding="helps"' in text and "were not tried" not in text
+
+
+def test_detectors_of_real_images_alone_measure_nothing_of_a_set(run_folder: Path, tmp_path: Path) -> None:
+    def real_alone(results: dict[str, Any]) -> None:
+        del results["arms"]["real+defectgen"]
+        results["verdict"], results["best"]["arm"] = None, "real"
+
+    text = write_report(changed_run(run_folder, tmp_path / "run", real_alone), progress=quiet).read_text("utf-8")
+    assert 'data-finding="not measured"' in text and "detectors" in Seen(text).ids
+
+
+def test_what_is_repeated_is_what_the_detectors_were_trained_by(run_folder: Path, tmp_path: Path) -> None:
+    def trained_otherwise(results: dict[str, Any]) -> None:
+        results["profile"] |= {"seeds": [4, 5, 6], "model": "/home/somebody/yolo11n.pt"}
+
+    out = changed_run(run_folder, tmp_path / "run", trained_otherwise)
+    text = write_report(out, progress=quiet).read_text("utf-8")
+    assert f"<pre>defectgen train-yolo {out_name(out)}.yaml --trust-checkpoint</pre>" in text
+    assert re.search(r"seeds:\n  - 4\n  - 5\n  - 6", text) and "model: yolo11n.pt" in text and "somebody" not in text
+    assert "the same <code>generator/</code> folder" not in text  # Its gallery cannot be shown here.
+
+
+def out_name(out: Path) -> str:
+    return str(yaml.safe_load((out / "recipe.yaml").read_text("utf-8"))["name"])
+
+
+@pytest.mark.parametrize("content", ["{}", '{"arms": []}', "[]", '{"arms": {"real": {"seeds": []}}}'])
+def test_damaged_record_is_one_clear_error(run_folder: Path, tmp_path: Path, content: str) -> None:
+    out = changed_run(run_folder, tmp_path / "run", lambda results: None)
+    (out / "yolo/results.json").write_text(content, encoding="utf-8")
+    with pytest.raises(RunError, match=r"run: a record in it is damaged, or of another version \(.*; run the command"):
+        write_report(out, progress=quiet)
+
+
+def test_detectors_tested_on_other_files_show_no_misses(run_folder: Path, tmp_path: Path) -> None:
+    out = changed_run(run_folder, tmp_path / "run", lambda results: None)
+    path = out / "yolo/test/samples.json"
+    path.write_text(json.dumps(json.loads(path.read_text("utf-8")) | {"digest": "other"}), encoding="utf-8")
+    text = write_report(out, progress=quiet).read_text("utf-8")
+    assert "is not what these detectors were tested on" in text and "misses" not in Seen(text).ids
 
 
 @pytest.mark.parametrize("gone", ["yolo/test", "yolo/real/seed0/detections.json"])
@@ -191,7 +258,8 @@ def test_pictures_stay_within_their_budget_however_many(run_folder: Path, fitted
     small = sum(len(item["small"]) for item in items)
     large = sum(len(item["large"] or "") + sum(len(window[4]) for window in item["before"]) for item in items)
     assert len(items) == num_images and items[7]["large"]
-    assert small + large < 1.1 * (SMALL_BUDGET + LARGE_BUDGET) < 24_000_000
+    boxes = sum(len(json.dumps(item["boxes"])) for item in items)
+    assert small + large + boxes < 1.1 * (SMALL_BUDGET + LARGE_BUDGET) < 24_000_000
     assert (sum(item["large"] is not None for item in items) == num_images) == (num_images == 40)
 
 
@@ -219,3 +287,23 @@ def test_page_of_a_bench_leads_with_its_verdict_and_shows_one_of_its_sets(run_fo
     # mAP50-95 over K, the gain per class, precision over recall, recall over false alarms; and those of the set.
     assert len(re.findall("<svg", text)) >= 8 and "mathdefault" not in text
     assert len(data_of(tmp_path / "report.html")["items"]) == 8
+    # A review is of the set that is shown, not of the bench's recipe.
+    cell = folder / "k3/seed0"
+    assert f"<code>defectgen synth {cell / 'recipe.yaml'} --out {cell} --review review.json</code>" in text
+
+
+def test_bench_of_several_budgets_says_of_which_its_answer_is(tmp_path: Path) -> None:
+    rows = [
+        {"recipe": "tiny", "k": k, "seed": seed, "arm": arm, "map50": 0.5, "map5095": 0.3 + gain + seed / 1000}
+        | {"recall_at_fp": 0.1, "ap5095": {"pit": 0.3 + gain}, "profile": "small"}
+        for k in (3, 10)
+        for seed in (0, 1, 2)
+        for arm, gain in (("real", 0.0), ("real+copy-paste", 0.01), ("real+defectgen", 0.05 + seed / 1000))
+    ]
+    folder = tmp_path / "small"
+    folder.mkdir()
+    (folder / "bench.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    summary = summarise(rows, num_test_images=4) | {"diagnostics": []}
+    (folder / "bench.json").write_text(json.dumps(summary), encoding="utf-8")
+    text = write_report(tmp_path, progress=quiet).read_text("utf-8")
+    assert "Use it: it helps (with 10 real defects per class)" in text and "were not tried" not in text

@@ -30,13 +30,17 @@
 
   // The review, by image. A page opened from disk may be denied storage: then it lasts as long as the page.
   const key = `defectgen ${data.recipe_sha256} ${data.generator_fingerprint}`;
-  let review = {};
-  try { review = JSON.parse(localStorage.getItem(key)) || {}; } catch { review = {}; }
+  let review = {}, kept = true;
+  const read = () => { try { review = JSON.parse(localStorage.getItem(key)) || {}; } catch { /* see above */ } };
+  read();
   const decide = (item, state) => {
+    if (kept) read(); // Another window may show the same report.
     if (state === "undecided") delete review[item.index]; else review[item.index] = state;
-    try { localStorage.setItem(key, JSON.stringify(review)); } catch { /* see above */ }
+    try { localStorage.setItem(key, JSON.stringify(review)); } catch { kept = false; }
+    byId("unkept").hidden = kept;
     draw();
   };
+  addEventListener("storage", (event) => { if (event.key === key) { read(); draw(); } });
   const stateOf = (item) => review[item.index] || "undecided";
 
   const form = byId("filters");
@@ -201,8 +205,9 @@
     byId("grid").querySelector(`[data-index="${current?.index}"]`)?.focus();
     current = null;
   });
-  viewer.addEventListener("keydown", (event) => {
-    if (event.ctrlKey || event.metaKey || event.altKey) return;
+  // Of the document: what had the focus may be disabled by then, and keys go to nobody in the viewer.
+  document.addEventListener("keydown", (event) => {
+    if (!viewer.open || event.ctrlKey || event.metaKey || event.altKey) return;
     const keys = { a: "accept", r: "reject", u: "undecided", l: "labels", ArrowLeft: "previous", ArrowRight: "next" };
     const name = keys[event.key.length === 1 ? event.key.toLowerCase() : event.key];
     if (!name || (event.target === slider && event.key.startsWith("Arrow"))) return;
