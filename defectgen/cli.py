@@ -17,7 +17,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from defectgen import __version__
-from defectgen.errors import DefectgenError, UsageError
+from defectgen.errors import DataError, DefectgenError, UsageError
 from defectgen.progress import Progress, ProgressLines, append_log, clear_live_line
 from defectgen.recipe import Recipe, json_schema, load_recipe
 from defectgen.trackers import installed_trackers
@@ -161,9 +161,11 @@ def init(
         from defectgen.images import write_bytes_atomic
 
         path = recipe_path or Path(f"{folder.resolve().name}.yaml")
+        _require_utf8(str(folder.absolute()), str(path))
         if path.exists() and not overwrite:
             raise UsageError(f"{path}: is there already; name another --recipe, or --overwrite to replace it")
         layout, others = _looked_at(folder, data_format)
+        _require_utf8(*layout.notes)
         text, sources = draft(folder, layout, ProgressLines(stderr))
         write_bytes_atomic(path, text.encode())
         errors = [str(problem) for problem in sources.problems if problem.severity == "error"]
@@ -184,6 +186,14 @@ def init(
             for other in others:
                 stdout.print(f"can be read as {other.data['format']}, too: --format {other.data['format']}")
             stdout.print(str(path), soft_wrap=True, highlight=False)
+
+
+def _require_utf8(*names: str) -> None:
+    from defectgen.data.formats.text import is_utf8
+
+    for name in names:
+        if not is_utf8(name):
+            raise DataError(f"{name!r}: is not UTF-8, as a recipe must be; rename the folder")
 
 
 @app.command()
@@ -229,14 +239,36 @@ def _to_check(
     demo: Path,
     progress: Progress,
     *,
-    split: bool = True,
     aside: bool = False,
 ) -> tuple[Sources, tuple[str, ...]]:
     """What a recipe or a folder holds, and how the folder was read.
 
     Args:
-        split: a folder that has no test set.
         aside: read what a recipe for the folder has no field for, too.
+    """
+    sources, layout = _to_read(path, data_format, overrides, out, demo, progress, split=True, aside=aside)
+    if layout is None:
+        return sources, ()
+    note = "what is left aside is checked, and counted as training data or held out, all the same"
+    return sources, (*layout.notes, note) if aside and layout.aside else layout.notes
+
+
+def _to_read(
+    path: Path,
+    data_format: str | None,
+    overrides: list[str] | None,
+    out: Path | None,
+    demo: Path,
+    progress: Progress,
+    *,
+    split: bool,
+    aside: bool,
+) -> tuple[Sources, Layout | None]:
+    """What a recipe or a folder holds, and the layout that the folder was read by.
+
+    Args:
+        split: a folder that has no test set.
+        aside: as in `_to_check`.
     """
     if path.is_dir():
         if overrides or out:
@@ -244,18 +276,16 @@ def _to_check(
         from defectgen.data.aside import with_aside
         from defectgen.draft import read_layout
 
+        path = path.absolute()
         layout, _ = _looked_at(path, data_format)
         sources = read_layout(path, layout, split=split, progress=progress)[1]
-        if not (aside and layout.aside):
-            return sources, layout.notes
-        note = "what is left aside is checked, and counted as training data or held out, all the same"
-        return with_aside(sources, path, layout, progress), (*layout.notes, note)
+        return with_aside(sources, path, layout, progress) if aside and layout.aside else sources, layout
     if data_format:
         raise UsageError("--format: goes with a folder; a recipe has data.format")
     from defectgen.data.load import load_sources
 
     recipe, _ = _load(path, overrides, out)
-    return load_sources(recipe, demo, progress), ()
+    return load_sources(recipe, demo, progress), None
 
 
 @app.command()
@@ -569,12 +599,26 @@ def export(
             raise UsageError(f"--to: must be of {', '.join(FORMATS)}, got {to!r}")
         with tempfile.TemporaryDirectory() as scratch:
             progress = ProgressLines(stderr)
-            sources, notes = _to_check(
-                path, data_format, overrides, None, Path(scratch) / "demo", progress, split=False
+            sources, layout = _to_read(
+                path, data_format, overrides, None, Path(scratch) / "demo", progress, split=False, aside=True
             )
-            for note in notes:
+            for note in layout.notes if layout else ():
                 stderr.print(note, markup=False, highlight=False)
-            facts = write(sources, out, to, progress=progress, overwrite=overwrite)
+            aside = layout.aside if layout else ()
+            if aside:
+                stderr.print(
+                    "what is left aside is written all the same, a validation set as a split of its own",
+                    highlight=False,
+                    soft_wrap=True,
+                )
+            facts = write(
+                sources,
+                out,
+                to,
+                progress=progress,
+                overwrite=overwrite,
+                validation=[path / one.images for one in aside if one.split == "val"],
+            )
         if as_json:
             _print_json(facts)
         else:

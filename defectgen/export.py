@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ import filelock
 import numpy as np
 
 from defectgen.boxes import polygon_mask
+from defectgen.data.formats.text import is_utf8
 from defectgen.errors import DataError, RunError, UsageError
 from defectgen.images import encode_image, is_plain, read_rgb
 from defectgen.progress import Progress
@@ -24,6 +26,8 @@ from defectgen.yolo.tiles import CROP_PX, Task, crop_side, crop_tiles, cut_tiles
 CLEAN_CLASS = "clean"
 # In every folder that export writes: no other is ever replaced.
 MARK = ".defectgen-export"
+# Where a problem is of the recipe's section, and of no file.
+_FIELD = re.compile(r"(data|place)\.\w+")
 
 
 @dataclass(frozen=True)
@@ -40,7 +44,7 @@ class _Item:
 
 @dataclass(frozen=True)
 class _Split:
-    """One side of the split: training or test."""
+    """One side of the split: training, validation or test."""
 
     name: str
     items: tuple[_Item, ...]
@@ -51,7 +55,15 @@ class _Split:
 _Writer = Callable[[_Split, Path, Progress], None]
 
 
-def export(sources: Sources, out: Path, to: str, *, progress: Progress, overwrite: bool = False) -> dict[str, Any]:
+def export(
+    sources: Sources,
+    out: Path,
+    to: str,
+    *,
+    progress: Progress,
+    overwrite: bool = False,
+    validation: Sequence[Path] = (),
+) -> dict[str, Any]:
     """Write every image of `sources` (the whole pool, not the budget alone) to `out`; it appears whole or not at all.
 
     Images that any tool reads alike are copied byte for byte; others (turned by EXIF, 16 bits, TIFF) become upright
@@ -60,6 +72,7 @@ def export(sources: Sources, out: Path, to: str, *, progress: Progress, overwrit
 
     Args:
         to: one of FORMATS.
+        validation: folders whose held-out images are a split of their own, `val`.
 
     Returns:
         format, folder, images and defects per split, boxes_as_outlines.
@@ -67,28 +80,16 @@ def export(sources: Sources, out: Path, to: str, *, progress: Progress, overwrit
     Raises:
         UsageError: `out` is there, and `overwrite` is false or it is none of export's.
         RunError: another process is writing it.
-        DataError: a file of the source is faulty, or the format cannot hold the classes.
+        DataError: a file of the source is faulty or missing, or the format cannot hold the classes or a file's name.
     """
-    faulty = [problem for problem in sources.problems if problem.severity == "error" and Path(problem.path).exists()]
-    if faulty:
-        more = f"\n... and {len(faulty) - 1} more; see `defectgen check`" if len(faulty) > 1 else ""
-        raise DataError(f"{faulty[0]}{more}")
+    _require_whole(sources)
     if out.exists() and not overwrite:
         raise UsageError(f"{out}: is there already; name another --out, or --overwrite to replace it")
     if out.exists() and not (out / MARK).is_file():
         raise UsageError(
             f"{out}: was not written by export (it has no {MARK}), and is not replaced; name another --out"
         )
-    splits = [
-        _Split(name, _items(images), sources.class_names)
-        for name, images in (
-            ("train", [*sources.train_pool, *sources.train_clean]),
-            ("test", [*sources.test, *sources.test_clean]),
-        )
-        if images
-    ]
-    if not splits:
-        raise DataError("export: the source holds no image")
+    splits = _splits(sources, validation)
     out.parent.mkdir(parents=True, exist_ok=True)
     lock = filelock.FileLock(out.with_name(f".{out.name}.lock"), timeout=0)
     try:
@@ -97,13 +98,11 @@ def export(sources: Sources, out: Path, to: str, *, progress: Progress, overwrit
         raise RunError(f"{out}: another process is writing it; wait for it, or choose another --out") from None
     try:
         partial = out.with_name(f".{out.name}.partial")
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir()
-        for split in splits:
-            FORMATS[to](split, partial, progress)
-        if to.startswith("yolo") and to != "yolo-cls":
-            _write_data_yaml(splits, partial)
-        (partial / MARK).write_text(f"{to}\n")
+        try:
+            _write(splits, partial, to, progress)
+        except BaseException:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
         shutil.rmtree(out, ignore_errors=True)
         partial.rename(out)
     finally:
@@ -117,6 +116,54 @@ def export(sources: Sources, out: Path, to: str, *, progress: Progress, overwrit
         "defects": {split.name: sum(len(item.image.annotations) for item in split.items) for split in splits},
         "boxes_as_outlines": sum(mark.polygon is None for mark in marks) if takes_outlines else 0,
     }
+
+
+def _require_whole(sources: Sources) -> None:
+    """Nothing, where every image was read with its labels, and every name can be written as text."""
+    lines = [
+        str(problem)
+        for problem in sources.problems
+        if problem.severity == "error" and not _FIELD.fullmatch(problem.path)
+    ]
+    images = [*sources.train_pool, *sources.train_clean, *sources.test, *sources.test_clean]
+    lines += [
+        f"{str(image.path)!r}: the file's name is not UTF-8, as names in labels must be; rename it"
+        for image in images
+        if not is_utf8(image.name)
+    ]
+    lines += [
+        f"export: the name of class {name!r} is no UTF-8; correct it in data.classes"
+        for name in sources.class_names
+        if not is_utf8(name)
+    ]
+    if lines:
+        more = f"\n... and {len(lines) - 1} more; see `defectgen check`" if len(lines) > 1 else ""
+        raise DataError(f"{lines[0]}{more}")
+
+
+def _splits(sources: Sources, validation: Sequence[Path]) -> list[_Split]:
+    folders = [folder.absolute() for folder in validation]
+    held_out: dict[str, list[LabelledImage]] = {"val": [], "test": []}
+    for image in (*sources.test, *sources.test_clean):
+        held_out["val" if any(folder in image.path.parents for folder in folders) else "test"].append(image)
+    splits = [
+        _Split(name, _items(images), sources.class_names)
+        for name, images in {"train": [*sources.train_pool, *sources.train_clean], **held_out}.items()
+        if images
+    ]
+    if not splits:
+        raise DataError("export: the source holds no image")
+    return splits
+
+
+def _write(splits: Sequence[_Split], out: Path, to: str, progress: Progress) -> None:
+    shutil.rmtree(out, ignore_errors=True)
+    out.mkdir()
+    for split in splits:
+        FORMATS[to](split, out, progress)
+    if to.startswith("yolo") and to != "yolo-cls":
+        _write_data_yaml(splits, out)
+    (out / MARK).write_text(f"{to}\n")
 
 
 def _items(images: Sequence[LabelledImage]) -> tuple[_Item, ...]:
@@ -165,7 +212,10 @@ def _yolo(task: Task) -> _Writer:
 def _write_data_yaml(splits: Sequence[_Split], out: Path) -> None:
     # Without `path`, ultralytics takes this file's folder as the root. It asks for `val`.
     folders = {split.name: f"{split.name}/images" for split in splits}
-    data = {"train": folders.get("train", "test/images"), "val": folders.get("test", "train/images")}
+    held_out = folders.get("val", folders.get("test", "train/images"))
+    data = {"train": folders.get("train", held_out), "val": held_out}
+    if {"val", "test"} <= folders.keys():
+        data["test"] = folders["test"]
     names = dict(enumerate(splits[0].class_names))
     lines = [f"{key}: {value}" for key, value in data.items()]
     lines += ["names:", *(f"  {number}: {json.dumps(name, ensure_ascii=False)}" for number, name in names.items())]

@@ -28,6 +28,8 @@ _REMEDY = "export it again or remove it"
 def list_images(folder: Path) -> list[Path]:
     """Every image file under `folder`, at any depth, sorted by its name relative to it; hidden files are left out.
 
+    Links to folders are not followed. A link to an image that is gone is listed, so that reading it says so.
+
     Raises:
         DataError: the folder is missing or is no folder.
     """
@@ -35,9 +37,23 @@ def list_images(folder: Path) -> list[Path]:
         raise DataError(f"{folder}: no such folder; check the path, or put the images there")
     if not folder.is_dir():
         raise DataError(f"{folder}: is a file, not a folder of images; name the folder that holds it")
-    found = [path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()]
+    named = (path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
+    found = [path for path in named if path.is_file() or _leads_nowhere(path)]
     visible = [path for path in found if not any(part.startswith(".") for part in path.relative_to(folder).parts)]
     return sorted(visible, key=lambda path: path.relative_to(folder).as_posix())
+
+
+def _leads_nowhere(path: Path) -> bool:
+    """Whether the link's target is missing; one that goes round in circles is no image that was lost."""
+    if not path.is_symlink():
+        return False
+    try:
+        path.stat()
+    except FileNotFoundError:
+        return True
+    except OSError:
+        return False
+    return False
 
 
 def read_rgb(path: Path, *, strict: bool = False) -> np.ndarray:

@@ -62,7 +62,11 @@ def roboflow_coco(root: Path) -> None:
         ]
         content = {
             "images": [{"id": number, "file_name": name} for number, name in enumerate(names)],
-            "categories": [{"id": 0, "name": "defects"}, {"id": 1, "name": "dent"}, {"id": 2, "name": "pit"}],
+            "categories": [
+                {"id": 0, "name": "defects", "supercategory": "none"},
+                {"id": 1, "name": "dent", "supercategory": "defects"},
+                {"id": 2, "name": "pit", "supercategory": "defects"},
+            ],
             "annotations": marks,
         }
         text(root / split / "_annotations.coco.json", json.dumps(content))

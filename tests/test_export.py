@@ -16,7 +16,9 @@ import filelock
 import numpy as np
 import pytest
 from PIL import Image
+from typer.testing import CliRunner
 
+from defectgen.cli import app
 from defectgen.data.look import look
 from defectgen.draft import read_layout
 from defectgen.errors import DataError, RunError, UsageError
@@ -248,6 +250,100 @@ def test_nothing_is_overwritten_or_left_half_written(
     with pytest.raises(OSError, match="No space"):
         export(sources, out, "coco", progress=silent, overwrite=True)
     assert sorted(path.relative_to(out) for path in out.rglob("*")) == before
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), UnicodeEncodeError("utf-8", "", 0, 1, "x")])
+def test_what_fails_leaves_no_part_behind(
+    sources: Sources, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def broken(*arguments: Any) -> None:
+        raise error
+
+    monkeypatch.setattr("defectgen.export.shutil.copyfile", broken)
+    with pytest.raises(type(error)):
+        export(sources, tmp_path / "out", "coco", progress=silent)
+    assert {path.name for path in tmp_path.iterdir()} == {"in", ".out.lock"}
+
+
+def split_set(root: Path) -> Path:
+    """train, valid and test as Roboflow writes them, a camera more to train, and names that clash."""
+    for number, place in enumerate(("train", "train/more", "valid", "test")):
+        for name in ("a", "b"):
+            image_file(root / place / "images" / f"{name}.png", seed=10 * number + ord(name))
+            (root / place / "labels").mkdir(exist_ok=True)
+            width = (number + 1) / 10
+            (root / place / "labels" / f"{name}.txt").write_text(f"{number % 2} 0.5 0.5 {width} 0.5\n")
+    (root / "data.yaml").write_text(
+        "train: train/images\nval: valid/images\ntest: test/images\nnames: [scratch, pit]\n"
+    )
+    return root
+
+
+def exported(root: Path, to: str, out: Path) -> tuple[int, str]:
+    result = CliRunner().invoke(app, ["export", str(root), "--to", to, "--out", str(out)])
+    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+    return result.exit_code, result.output
+
+
+def test_validation_set_is_a_split_of_its_own_and_no_image_is_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root, out = split_set(tmp_path / "set"), tmp_path / "out"
+    monkeypatch.chdir(tmp_path)
+    code, told = exported(Path("set"), "yolo", out)
+    assert code == 0, told
+    assert "what is left aside is written all the same, a validation set as a split of its own" in told
+    assert "2 images with 2 defects for val" in told
+    found = {path.relative_to(out).as_posix(): path.read_bytes() for path in out.rglob("*.png")}
+    assert len(found) == 8 and set(found.values()) == {path.read_bytes() for path in root.rglob("*.png")}
+    for split, place in (("val", "valid"), ("test", "test")):
+        for name in ("a", "b"):
+            assert found[f"{split}/images/{name}.png"] == (root / place / "images" / f"{name}.png").read_bytes()
+            row = (out / split / "labels" / f"{name}.txt").read_text().split()
+            before = (root / place / "labels" / f"{name}.txt").read_text().split()
+            np.testing.assert_allclose([float(value) for value in row], [float(value) for value in before], atol=1e-4)
+    for copy in (out / "train/images").iterdir():
+        (origin,) = (path for path in root.rglob("train/**/*.png") if path.read_bytes() == copy.read_bytes())
+        labels = origin.parents[1] / "labels" / f"{origin.stem}.txt"
+        assert (out / "train/labels" / f"{copy.stem}.txt").read_text()[0] == labels.read_text()[0]
+    lines = (out / "data.yaml").read_text().splitlines()
+    assert lines[:3] == ["train: train/images", "val: val/images", "test: test/images"]
+
+
+def test_image_without_its_label_file_is_not_left_out_in_silence(tmp_path: Path) -> None:
+    root, out = split_set(tmp_path / "set"), tmp_path / "out"
+    for place in ("valid", "train"):
+        missing = root / place / "labels/b.txt"
+        missing.unlink()
+        code, told = exported(root, "coco", out)
+        assert code == 1 and f"{missing}: the label file is missing; mark its defects, or" in told.replace("\n", " ")
+        assert not out.exists()
+
+
+def test_name_that_is_no_utf8_is_refused_before_anything_is_written(sources: Sources, tmp_path: Path) -> None:
+    from dataclasses import replace
+
+    image = sources.test[0]
+    odd = replace(image, name="caf\udce9.jpg", path=image.path.with_name("caf\udce9.jpg"))
+    for to in FORMATS:
+        with pytest.raises(DataError, match=r"caf\\udce9\.jpg': the file's name is not UTF-8.*; rename it"):
+            export(replace(sources, test=(odd,)), tmp_path / "out", to, progress=silent)
+    assert {path.name for path in tmp_path.iterdir()} == {"in"}
+    with pytest.raises(DataError, match=r"the name of class 'p\\ud800' is no UTF-8"):
+        export(replace(sources, class_names=("scratch", "p\ud800")), tmp_path / "out", "yolo", progress=silent)
+
+
+@pytest.mark.parametrize("place", [".", "train"])
+def test_recipe_for_a_folder_whose_name_is_no_utf8_is_refused(tmp_path: Path, place: str) -> None:
+    root = split_set(tmp_path / "set")
+    (root / place).rename((root / place).with_name("caf\udce9"))
+    folder = tmp_path / "caf\udce9" if place == "." else root
+    if place != ".":
+        (root / "data.yaml").write_text("names: [scratch, pit]\n")
+    result = CliRunner().invoke(app, ["init", str(folder), "--recipe", str(tmp_path / "new.yaml")])
+    assert isinstance(result.exception, SystemExit) and result.exit_code == 1, result.exception
+    assert "caf\\udce9" in result.output and "is not UTF-8, as a recipe must be; rename the folder" in result.output
+    assert not (tmp_path / "new.yaml").exists()
 
 
 def test_folder_of_somebody_elses_is_never_replaced(sources: Sources, tmp_path: Path) -> None:

@@ -55,12 +55,24 @@ class MarkedSet:
             names.setdefault(name.rsplit("/", 1)[-1], []).append(name)
         return names
 
-    def entry_of(self, name: str) -> str | None:
-        """The name by which the file lists the image `name`; by its last part, where only one ends so."""
+    def entry_of(self, name: str, images: Path | None = None) -> str | None:
+        """The name by which the file lists the image `name`; by its last part, where only one ends so.
+
+        No entry that is the path of another image, from the file's folder or from `images`, to which `name` is
+        relative: two cameras may count alike.
+        """
+        name = slashed(name)
         if name in self.of_file:
             return name
         ending = self._of_last_part.get(name.rsplit("/", 1)[-1], [])
-        return ending[0] if len(ending) == 1 else None
+        return ending[0] if len(ending) == 1 and not self._is_of_another(ending[0], name, images) else None
+
+    def _is_of_another(self, entry: str, name: str, images: Path | None) -> bool:
+        places = [self.path.parent] if images is None else [self.path.parent, images]
+        there = [place / entry for place in places if _is_file(place / entry)]
+        if images is not None and _is_file(images / name):
+            return bool(there) and not any(path.samefile(images / name) for path in there)
+        return any(not path.as_posix().endswith(f"/{name}") for path in there)
 
     def read(self, entry: str, size_wh: tuple[int, int], class_names: Sequence[str]) -> Parsed:
         """The annotations of the image that the file lists as `entry`."""
@@ -70,6 +82,13 @@ class MarkedSet:
         except Fault as fault:
             return [], [Problem("error", str(self.path), repr(entry), fault.reason, fault.remedy)]
         return collect(marks.items, lambda item: self.parse(item, size_wh, class_names), str(self.path))
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # A name too long, or in a folder that nobody may look into.
+        return False
 
 
 class Fault(Exception):
@@ -112,18 +131,48 @@ def _doubt(annotation: Annotation, before: dict[Annotation, str]) -> str:
     return ""
 
 
-def class_id_of(label: Any, class_names: Sequence[str]) -> int:
-    if not isinstance(label, str) or label not in class_names:
+def class_id_of(label: str | None, class_names: Sequence[str]) -> int:
+    if label is None or label not in class_names:
         raise Fault(f"label {label!r} is not one of {', '.join(class_names)}", "correct it, or add it to data.classes")
     return list(class_names).index(label)
+
+
+def spelling_doubts(labels: Iterable[str], class_names: Sequence[str], path: str) -> list[Problem]:
+    """A warning for each of a file's labels that is most likely a slip for a class with a plainer spelling."""
+    problems = []
+    for label in dict.fromkeys(labels):
+        alike = [name for name in class_names if _spoken(name) == _spoken(label)]
+        plainest = min(alike, key=lambda name: (name != name.strip(), name != name.casefold()), default=label)
+        if plainest != label and label in class_names:
+            reason = f"label {label!r} differs from class {plainest!r} by case or blanks alone"
+            problems.append(Problem("warning", path, "", reason, "they count as two classes; spell one way"))
+    return problems
+
+
+def _spoken(name: str) -> str:
+    return " ".join(name.split()).casefold()
+
+
+def slashed(name: str) -> str:
+    """A path as tools on Windows write it, too, with forward slashes."""
+    return name.replace("\\", "/")
+
+
+def is_other_size(stated: Any, size: int) -> bool:
+    """Whether a side that a file states is not that of the image; unknown sides (none, or 0) are no other."""
+    text = "" if stated is None else str(stated).strip()
+    try:
+        return bool(text) and float(text) not in (0, size)
+    except ValueError:
+        return True
 
 
 def check_size(width: Any, height: Any, size_wh: tuple[int, int]) -> None:
     """Nothing, where the size that a file states is that of the image, or it states none (or 0)."""
     for side, stated, size in (("width", width, size_wh[0]), ("height", height, size_wh[1])):
-        if stated not in (None, "", "0", 0) and str(stated) != str(size):
+        if is_other_size(stated, size):
             raise Fault(
-                f"the file states a {side} of {stated}, but the image has {size} px",
+                f"the file states a {side} of {stated!s:.60}, but the image has {size} px",
                 "mark the defects on this very image, upright",
             )
 
@@ -132,9 +181,9 @@ def number(token: str, remedy: str) -> float:
     try:
         value = float(token)
     except ValueError:
-        raise Fault(f"{token!r} is no number", remedy) from None
+        raise Fault(f"{token!r:.60} is no number", remedy) from None
     if not math.isfinite(value):
-        raise Fault(f"{token!r} is no finite number", remedy)
+        raise Fault(f"{token!r:.60} is no finite number", remedy)
     return value
 
 

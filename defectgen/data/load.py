@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from defectgen.data.formats.yolo import DATA_YAML, faults_in_data_yaml
 from defectgen.data.readers import SET_FORMATS, class_names, read_clean, read_labelled
 from defectgen.data.split import draw_budget, find_leaks, split_groups
+from defectgen.data.unused import not_among, truly_unused
 from defectgen.errors import DataError
 from defectgen.progress import Progress, silent
 from defectgen.recipe import Data, Recipe
@@ -20,10 +21,17 @@ _SHOWN_PROBLEMS = 20
 _FOLDERS = ("train_images", "train_labels", "train_clean", "test_images", "test_labels", "test_clean")
 
 
-def load_sources(recipe: Recipe, demo_folder: Path | None = None, progress: Progress = silent) -> Sources:
+def load_sources(
+    recipe: Recipe,
+    demo_folder: Path | None = None,
+    progress: Progress = silent,
+    *,
+    without: Collection[Path] = (),
+) -> Sources:
     """The recipe's real defects and clean images. Faults of single files are in `problems`: see `require_usable`.
 
-    `demo_folder`: where the demo product is, or is written to; needed with `data.demo` alone.
+    `demo_folder`: where the demo product is, or is written to; needed with `data.demo` alone. `without`: folders that
+    are not read where they lie within one of the recipe's, as one that another field names is not.
 
     Raises:
         DataError: a folder is missing (all of them in one message), or the class names cannot be read.
@@ -49,16 +57,19 @@ def load_sources(recipe: Recipe, demo_folder: Path | None = None, progress: Prog
             data.format,
             names,
             group_pattern=data.group_pattern,
+            without=inside(folder, [*folders.values(), *without]),
             progress=progress,
         )
-        problems.extend(faults)
+        # Both subsets may warn of the same label.
+        problems.extend(not_among(truly_unused(faults, folder, data.format, root), problems))
         return [image for image in found if image.annotations], [image for image in found if not image.annotations]
 
     def clean(field: str) -> list[LabelledImage]:
         folder = folders.get(field)
         if folder is None:
             return []
-        found, faults = read_clean(folder, group_pattern=data.group_pattern, progress=progress)
+        others = inside(folder, [*folders.values(), *without])
+        found, faults = read_clean(folder, group_pattern=data.group_pattern, without=others, progress=progress)
         problems.extend(faults)
         return found
 
@@ -73,7 +84,7 @@ def load_sources(recipe: Recipe, demo_folder: Path | None = None, progress: Prog
     by_group = data.group_pattern is not None
     problems.extend(find_leaks(pool + train_clean, test + test_clean, by_group=by_group))
     train, faults = draw_budget(pool, data.max_images, data.per_class, names, recipe.seed)
-    problems.extend(faults + _lacking(train, pool, train_clean, names, data))
+    problems.extend(faults + _lacking(train, pool, test, train_clean, names, data))
     problems.extend(_misweighted(recipe.place.class_weights, names))
     return Sources(
         names,
@@ -84,6 +95,11 @@ def load_sources(recipe: Recipe, demo_folder: Path | None = None, progress: Prog
         _uniquely_named(test_clean),
         tuple(problems),
     )
+
+
+def inside(folder: Path, others: Collection[Path]) -> list[Path]:
+    """Those of `others` that lie within `folder`, and are not it."""
+    return [other for other in others if other != folder and other.is_relative_to(folder)]
 
 
 def require_usable(sources: Sources) -> None:
@@ -166,6 +182,7 @@ def _marked_clean(defective: Sequence[LabelledImage], clean: Sequence[LabelledIm
 def _lacking(
     train: Sequence[LabelledImage],
     pool: Sequence[LabelledImage],
+    test: Sequence[LabelledImage],
     train_clean: Sequence[LabelledImage],
     names: Sequence[str],
     data: Data,
@@ -182,8 +199,9 @@ def _lacking(
                 "mark some, or hold out fewer groups",
             )
         )
-    in_train, in_pool = (
-        Counter(annotation.class_id for image in images for annotation in image.annotations) for images in (train, pool)
+    in_train, in_pool, in_test = (
+        Counter(annotation.class_id for image in images for annotation in image.annotations)
+        for images in (train, pool, test)
     )
     for class_id, name in enumerate(names):
         if not train or in_train[class_id]:
@@ -191,8 +209,12 @@ def _lacking(
         if in_pool[class_id]:
             reason = f"has no marked defect in the budget of images ({len(train)}), but {in_pool[class_id]} outside it"
             remedy = "raise data.max_images"
+        elif in_test[class_id] and data.test_images is None:
+            reason = f"has no marked defect for training: all {in_test[class_id]} are held out"
+            remedy = "mark more, or hold out other groups in data.test_groups"
         else:
             reason = f"has no marked defect in the {len(pool)} training images"
+            reason += f", but {in_test[class_id]} in the held-out ones" if in_test[class_id] else ""
             remedy = "mark some, or remove it from the class names"
         problems.append(Problem("error", "data.train_images", f"class {class_id} {name!r}", reason, remedy))
     if data.base == "clean" and not train_clean:

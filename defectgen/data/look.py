@@ -3,69 +3,44 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass, field, replace
+from pathlib import Path, PurePosixPath
 
 from defectgen.data.annotations import MarkedSet
-from defectgen.data.formats.labelme import labels_in_labelme
+from defectgen.data.class_names import UNNAMED, classes_of, classes_of_sets
+from defectgen.data.folders import Folder, folders_in, linked_folders, split_in_name
 from defectgen.data.formats.masks import CLEAN_FOLDERS, mask_of
-from defectgen.data.formats.voc import labels_in_voc
-from defectgen.data.formats.yolo import DATA_YAML, num_classes_in
-from defectgen.data.readers import FILE_FORMATS, SET_FORMATS, find_labels, marked_sets_about
+from defectgen.data.layout import Layout, Marked, arrange
+from defectgen.data.places import (
+    SET_SUFFIXES,
+    child_folder,
+    find_labels,
+    is_label_file,
+    label_file,
+    marked_sets_up_to,
+)
+from defectgen.data.readers import FILE_FORMATS, SET_FORMATS
 from defectgen.errors import DataError
-from defectgen.images import list_images
+from defectgen.records import Problem
 
-_CLEAN = {*CLEAN_FOLDERS, "clean", "normal", "negative", "negatives", "background", "defect_free", "no_defect"}
-_TEST, _VALIDATION = {"test", "testing"}, {"val", "valid", "validation"}
-_MASKS = ("masks", "mask", "ground_truth")
+_MASKS = ("masks", "mask")
+_GROUND_TRUTH = "ground_truth"
 _LOOKED_AT = 20
-# Stands for the names of YOLO classes that nothing names.
-_UNNAMED = "class"
 
 
-@dataclass(frozen=True)
-class Aside:
-    """Images that a recipe has no field for: a second folder of a subset, or a validation set beside a test set.
+@dataclass
+class _Search:
+    """What is looked through, and what was met on the way that nothing could be made of.
 
     Attributes:
-        images, labels: relative to the root; no labels: they are at the usual place.
-        is_clean: of clean product, without labels.
-        held_out: for validation or test.
+        damaged: why a file that seems to hold annotations cannot be read.
+        outside: where labels of these images lie outside the root.
     """
 
-    images: str
-    labels: str | None
-    is_clean: bool
-    held_out: bool
-
-
-@dataclass(frozen=True)
-class Layout:
-    """A reading of a folder.
-
-    Attributes:
-        data: fields of a recipe's `data` section, paths relative to the folder.
-        notes: what was found, and what was left aside, a line each.
-        aside: folders that `data` does not name.
-    """
-
-    data: dict[str, Any]
-    notes: tuple[str, ...]
-    aside: tuple[Aside, ...] = ()
-
-
-@dataclass(frozen=True)
-class _Folder:
-    """A folder that directly holds images: its path relative to the root, and some of its images."""
-
-    path: Path
-    relative: str
-    images: Sequence[Path]
-
-    @property
-    def parts(self) -> set[str]:
-        return {part.lower() for part in Path(self.relative).parts}
+    root: Path
+    folders: Sequence[Folder]
+    damaged: dict[Path, str] = field(default_factory=dict)
+    outside: list[Path] = field(default_factory=list)
 
 
 def look(root: Path, format: str | None = None) -> list[Layout]:
@@ -74,203 +49,244 @@ def look(root: Path, format: str | None = None) -> list[Layout]:
     Raises:
         DataError: there is no image, or no annotation in a known format.
     """
-    paths = list_images(root)
-    if not paths:
-        raise DataError(f"{root}: holds no image; name the folder that holds the data")
-    by_folder: dict[Path, list[Path]] = {}
-    for path in paths:
-        by_folder.setdefault(path.parent, []).append(path)
-    folders = [
-        _Folder(path, path.relative_to(root).as_posix(), images[:: max(1, len(images) // _LOOKED_AT)][:_LOOKED_AT])
-        for path, images in sorted(by_folder.items())
-    ]
+    root = root.absolute()
+    search = _Search(root, folders_in(root))
+    links = linked_folders(root)
+    if not search.folders:
+        lines = [f"{root}: holds no image; name the folder that holds the data", *map(_of_link, links)]
+        raise DataError("\n".join(lines))
     found = [
         layout
         for name, find in FORMATS.items()
-        if format in (None, name) and (layout := find(root, folders, name)) is not None
+        if format in (None, name) and (layout := find(search, name)) is not None
     ]
     if not found:
-        wanted = f"in the format {format}" if format else f"in a known format ({', '.join(FORMATS)})"
-        raise DataError(
-            f"{root}: found {len(paths)} images, but no annotations of them {wanted}; write a recipe by hand"
-        )
-    return found
+        raise DataError("\n".join([*_nothing_found(search, format), *map(_of_link, links)]))
+    return [_with_what_was_met(layout, search, links) for layout in found]
 
 
-def _mvtec(root: Path, folders: Sequence[_Folder], format: str) -> Layout | None:
-    clean = next((name for name in CLEAN_FOLDERS if (root / "train" / name).is_dir()), None)
-    kinds = [folder.path.name for folder in folders if folder.path.parent == root / "test"]
-    if clean is None or not (root / "ground_truth").is_dir() or not set(kinds) - set(CLEAN_FOLDERS):
+def _of_link(link: Path) -> str:
+    return f"{link}: is a link to a folder, which is not followed; name its target, {link.resolve()}"
+
+
+def _nothing_found(search: _Search, format: str | None) -> list[str]:
+    root, num_images = search.root, sum(len(folder.images) for folder in search.folders)
+    wanted = f"in the format {format}" if format else f"in a known format ({', '.join(FORMATS)})"
+    products = [path for path in sorted(root.iterdir()) if _clean_of_mvtec(path) is not None]
+    if products and format in (None, "mvtec"):
+        listed = ", ".join(path.name for path in products)
+        return [f"{root}: holds several products, each a tree of MVTec AD ({listed}); name one, as in {products[0]}"]
+    outside = search.outside or [
+        path for name in SET_FORMATS if format in (None, name) for path in _beyond(search, name)
+    ]
+    if outside:
+        labels = outside[0]
+        return [f"{root}: the annotations of its images lie outside it, in {labels}; name {root.parent} instead"]
+    line = f"{root}: found {num_images} images, but no annotations of them {wanted}; write a recipe by hand"
+    return [line, *search.damaged.values()]
+
+
+def _with_what_was_met(layout: Layout, search: _Search, links: Sequence[Path]) -> Layout:
+    """`layout`, with the damaged files and the links that it passes over."""
+    notes, problems = list(layout.notes), []
+    for path, message in search.damaged.items():
+        if path.suffix.lower() == SET_SUFFIXES.get(layout.data["format"]):
+            reason, _, remedy = message.removeprefix(f"{path}: ").rpartition("; ")
+            problems.append(Problem("error", str(path), "", reason, remedy))
+        else:
+            notes.append(f"not read: {message}")
+    labels = [search.root / name for key, name in layout.data.items() if key.endswith("_labels")]
+    notes += [_of_link(link) for link in links if not any(place.is_relative_to(link) for place in labels)]
+    return replace(layout, notes=tuple(notes), problems=tuple(problems))
+
+
+def _with_classes(layout: Layout | None, classes: list[str]) -> Layout | None:
+    if layout is None or not classes:
+        return layout
+    notes = layout.notes
+    if classes[0] == f"{UNNAMED}0":
+        notes = (*notes, "class names: found none; write them into the recipe, in label order")
+    return replace(layout, data={**layout.data, "classes": classes}, notes=notes)
+
+
+def _mvtec(search: _Search, format: str) -> Layout | None:
+    clean = _clean_of_mvtec(search.root)
+    if clean is None:
         return None
-    data = {"train_images": "test", "train_labels": "ground_truth", "train_clean": f"train/{clean}"}
-    note = f"the tree of MVTec AD: {', '.join(kind for kind in kinds if kind not in CLEAN_FOLDERS)}"
-    return Layout({"format": format, **data}, (note,))
+    kinds = [folder.path.name for folder in search.folders if folder.path.parent == search.root / "test"]
+    data = {"train_images": "test", "train_labels": _GROUND_TRUTH, "train_clean": f"train/{clean}"}
+    notes = [f"the tree of MVTec AD: {', '.join(kind for kind in kinds if kind not in CLEAN_FOLDERS)}"]
+    places = [search.root / name for name in data.values()]
+    others = [
+        f"{folder.relative} ({len(folder.images)} images)"
+        for folder in search.folders
+        if not any(folder.path.is_relative_to(place) for place in places)
+    ]
+    if others:
+        notes.append(f"no annotations, left aside: {', '.join(others)}")
+    return Layout({"format": format, **data}, tuple(notes))
 
 
-def _per_file(root: Path, folders: Sequence[_Folder], format: str) -> Layout | None:
+def _clean_of_mvtec(root: Path) -> str | None:
+    """The name of the clean folder in train/, where `root` is a product's tree; else None."""
+    test = root / "test"
+    if not (root / _GROUND_TRUTH).is_dir() or not test.is_dir():
+        return None
+    if all(path.name in CLEAN_FOLDERS for path in test.iterdir() if path.is_dir()):
+        return None
+    return next((name for name in CLEAN_FOLDERS if (root / "train" / name).is_dir()), None)
+
+
+def _per_file(search: _Search, format: str) -> Layout | None:
     suffix, _ = FILE_FORMATS[format]
-    marked: list[tuple[_Folder, Path | None]] = []
-    for folder in folders:
-        if folder.parts & _CLEAN:
+    marked = []
+    for folder in search.folders:
+        places = [find_labels(folder.path), folder.path]
+        if format == "voc" and (annotations := child_folder(folder.path.parent, "annotations")):
+            places.append(annotations)
+        place = next((place for place in places if _has_labels(folder, place, format)), None)
+        if folder.is_clean or place is None:
             continue
-        places = [folder.path]
-        # Masks and the like beside images/ have the same file names; the labels are of the images.
-        beside = folder.path.parent / "images"
-        if folder.path == beside or find_labels(folder.path) != find_labels(beside) or not beside.is_dir():
-            places.insert(0, find_labels(folder.path))
-        if format == "voc":
-            places += [folder.path.parent / "Annotations", folder.path.parent / "annotations"]
-        for place in dict.fromkeys(places):
-            labels = [place / f"{image.stem}{suffix}" for image in folder.images]
-            if any(_is_label(path, format) for path in labels):
-                marked.append((folder, None if place == find_labels(folder.path) else place))
-                break
-    return _layout(root, folders, marked, format, f"a {suffix} file per image")
+        if place != find_labels(folder.path) and not place.is_relative_to(search.root):
+            search.outside.append(place)
+        else:
+            marked.append(Marked(folder, place))
+    layout = arrange(search.root, search.folders, marked, format, f"a {suffix} file per image", _fits_by_place)
+    return _with_classes(layout, classes_of(format, suffix, search.root, marked))
 
 
-def _is_label(path: Path, format: str) -> bool:
-    if not path.is_file():
-        return False
-    with path.open("rb") as file:
-        start = file.read(1 << 16).decode("utf-8", errors="replace").strip()
-    if format == "labelme":
-        return '"shapes"' in start
-    if format == "voc":
-        return "<annotation>" in start or "<annotation " in start
-    rows = [row.split() for row in start.splitlines() if row.strip()]
-    try:
-        return all(len(row) >= 5 and len([float(value) for value in row]) for row in rows[:50])
-    except ValueError:
-        return False
+def _fits_by_place(place: Path, labels: Path, folder: Folder) -> bool:
+    return True
 
 
-def _per_set(root: Path, folders: Sequence[_Folder], format: str) -> Layout | None:
-    marked: list[tuple[_Folder, Path | None]] = []
-    read: dict[Path, MarkedSet | None] = {}
-    for folder in folders:
-        if folder.parts & _CLEAN:
+def _has_labels(folder: Folder, place: Path, format: str) -> bool:
+    suffix, _ = FILE_FORMATS[format]
+    stems = {path.stem for path in place.iterdir() if path.suffix.lower() == suffix} if place.is_dir() else set()
+    labelled = [image for image in folder.images if image.stem in stems]
+    chosen = labelled[:: max(1, len(labelled) // _LOOKED_AT)][:_LOOKED_AT]
+    return any(is_label_file(label_file(place, image.name, suffix), format) for image in chosen)
+
+
+def _per_set(search: _Search, format: str) -> Layout | None:
+    marked = []
+    read: dict[Path, MarkedSet] = {}
+    damaged: dict[Path, str] = {}
+    for folder in search.folders:
+        if folder.is_clean:
             continue
-        # COCO has captions and keypoints of the same images beside their boxes.
-        paths = sorted(marked_sets_about(folder.path, None, format), key=lambda path: "instances" not in path.name)
-        for path in paths:
-            if path not in read:
-                read[path] = _marked_set(path, format)
-            listed = read[path]
-            if listed is not None and any(listed.entry_of(image.name) for image in folder.images):
-                marked.append((folder, path))
-                break
-    return _layout(root, folders, marked, format, "one file for all images")
+        paths = marked_sets_up_to(search.root, folder.path, format)
+        _read_sets(paths, format, read, damaged)
+        if (best := _best_set(paths, folder, search, read)) is not None:
+            marked.append(Marked(folder, best))
+            continue
+        torn = (path for path in paths if path in damaged and _is_of_split(path, folder) and _is_meant(path))
+        if (path := next(torn, None)) is not None:
+            search.damaged[path] = damaged[path]
 
+    def fits(place: Path, labels: Path, folder: Folder) -> bool:
+        names = [image.relative_to(place).as_posix() for image in folder.images]
+        wanted = [_entry_of(image, read[labels], search) for image in folder.images]
+        return all(
+            want is None or read[labels].entry_of(name) == want for name, want in zip(names, wanted, strict=True)
+        )
 
-def _marked_set(path: Path, format: str) -> MarkedSet | None:
-    try:
-        return SET_FORMATS[format](path)
-    except DataError:
+    layout = arrange(search.root, search.folders, marked, format, "one file for all images", fits)
+    if layout is None:
         return None
+    first = read[search.root / layout.data["train_labels"]]
+    return _with_classes(layout, classes_of_sets(first, [read[one.labels] for one in marked]))
 
 
-def _masks(root: Path, folders: Sequence[_Folder], format: str) -> Layout | None:
-    marked: list[tuple[_Folder, Path | None]] = []
-    for folder in folders:
-        if folder.parts & {*_MASKS, *_CLEAN}:
+def _beyond(search: _Search, format: str) -> list[Path]:
+    """Files beside the root that list its images."""
+    paths, read = marked_sets_up_to(search.root.parent, search.root.parent, format), dict[Path, MarkedSet]()
+    _read_sets(paths, format, read, {})
+    found = (_best_set(paths, folder, search, read) for folder in search.folders)
+    return [path for path in found if path is not None]
+
+
+def _is_meant(path: Path) -> bool:
+    """Whether a file that cannot be read seems to mark defects; COCO's captions are sound, but not for us."""
+    try:
+        data = path.read_bytes()
+    except OSError:
+        return True
+    return (b'"annotations"' in data and b'"caption"' not in data) or b"<annotations" in data
+
+
+def _read_sets(paths: Sequence[Path], format: str, read: dict[Path, MarkedSet], damaged: dict[Path, str]) -> None:
+    for path in paths:
+        if path in read or path in damaged:
             continue
-        for name in _MASKS:
-            masks = folder.path.parent / name
-            if masks.is_dir() and any(mask_of(image, folder.path, masks) for image in folder.images):
-                marked.append((folder, masks))
-                break
-    others = [folder for folder in folders if not folder.parts & set(_MASKS)]
-    layout = _layout(root, others, marked, format, "a mask per image")
-    return None if layout is None else replace(layout, data={**layout.data, "classes": ["defect"]})
+        try:
+            read[path] = SET_FORMATS[format](path)
+        except DataError as error:
+            damaged[path] = str(error)
 
 
-def _layout(
-    root: Path,
-    folders: Sequence[_Folder],
-    marked: Sequence[tuple[_Folder, Path | None]],
-    format: str,
-    how: str,
-) -> Layout | None:
-    """Which of the `marked` folders (with their labels, where these are not at the usual place) is for what."""
-    by_split: dict[str, list[tuple[_Folder, Path | None]]] = {"train": [], "val": [], "test": []}
-    for folder, labels in marked:
-        by_split[_split_of(folder)].append((folder, labels))
-    splits = [name for name, chosen in by_split.items() if chosen]
-    if not splits:
-        return None
-    notes = [f"{format}: {how}"]
-    # Where nobody trains, a folder that is all `val` or `test` is what there is.
-    training, held_out = splits[0], splits[-1] if len(splits) > 1 else None
-    data: dict[str, Any] = {"format": format}
-    aside: list[Aside] = []
-
-    def leave(chosen: Sequence[tuple[_Folder, Path | None]], why: str, *, is_clean: bool = False) -> None:
-        for folder, labels in chosen:
-            relative = None if labels is None else labels.relative_to(root).as_posix()
-            aside.append(Aside(folder.relative, relative, is_clean, _split_of(folder) != "train"))
-        if chosen:
-            notes.append(f"left aside: {', '.join(folder.relative for folder, _ in chosen)} ({why})")
-
-    for split in splits[1:-1]:
-        leave(by_split[split], "validation")
-    for subset, split in {"train": training, **({"test": held_out} if held_out else {})}.items():
-        (folder, labels), *others = by_split[split]
-        data[f"{subset}_images"] = folder.relative
-        if labels is not None:
-            data[f"{subset}_labels"] = labels.relative_to(root).as_posix()
-        leave(others, "one folder is read per subset")
-        notes.append(f"{'for training' if subset == 'train' else 'held out'}: {folder.relative}")
-    for folder in folders:
-        if folder.parts & _CLEAN:
-            split = _split_of(folder)
-            subset = "train_clean" if split in ("train", training) else "test_clean"
-            if subset == "test_clean" and held_out not in (None, split):
-                leave([(folder, None)], "validation", is_clean=True)
-            elif subset in data:
-                leave([(folder, None)], "one folder is read per subset", is_clean=True)
-            else:
-                data[subset] = folder.relative
-                notes.append(f"clean product{', held out' if subset == 'test_clean' else ''}: {folder.relative}")
-    classes = _classes(root, data)
-    if classes:
-        data["classes"] = classes
-        if classes[0] == f"{_UNNAMED}0":
-            notes.append("class names: found none; write them into the recipe, in label order")
-    return Layout(data, tuple(notes), tuple(aside))
+def _best_set(paths: Sequence[Path], folder: Folder, search: _Search, read: dict[Path, MarkedSet]) -> Path | None:
+    """The file with the folder's annotations: of its split, then by its name, then by how many images it lists."""
+    num_listed = {
+        path: sum(_entry_of(image, read[path], search) is not None for image in folder.images)
+        for path in paths
+        if path in read and _is_of_split(path, folder)
+    }
+    return min(
+        (path for path, num in num_listed.items() if num),
+        key=lambda path: (
+            split_in_name(path.name) != folder.split,
+            # COCO has captions and keypoints of the same images beside their boxes.
+            "instances" not in path.name,
+            -num_listed[path],
+        ),
+        default=None,
+    )
 
 
-def _split_of(folder: _Folder) -> str:
-    # COCO's are train2017 and val2017.
-    parts = {part.rstrip("0123456789_-") for part in folder.parts}
-    return "test" if parts & _TEST else "val" if parts & _VALIDATION else "train"
+def _is_of_split(path: Path, folder: Folder) -> bool:
+    return folder.split is None or split_in_name(path.name) in (None, folder.split)
 
 
-def _classes(root: Path, data: dict[str, Any]) -> list[str]:
-    """Class names where the reader does not find them by itself."""
-    if data["format"] not in FILE_FORMATS or (data["format"] == "yolo" and (root / DATA_YAML).is_file()):
-        return []
-    if data["format"] == "yolo":
-        # labelImg leaves the one, CVAT and darknet the other.
-        found = sorted([*root.rglob("classes.txt"), *root.rglob("obj.names")])
-        if found:
-            lines = found[0].read_text(encoding="utf-8", errors="replace").splitlines()
-            return [line.strip() for line in lines if line.strip()]
-    suffix, _ = FILE_FORMATS[data["format"]]
-    texts = []
-    for subset in ("train", "test"):
-        if f"{subset}_images" in data:
-            images = root / data[f"{subset}_images"]
-            folder = root / data[f"{subset}_labels"] if f"{subset}_labels" in data else find_labels(images)
-            paths = [path for path in sorted(folder.rglob(f"*{suffix}")) if path.is_file()]
-            texts += [path.read_text(encoding="utf-8-sig", errors="replace") for path in paths]
-    if data["format"] == "yolo":
-        return [f"{_UNNAMED}{number}" for number in range(max(map(num_classes_in, texts), default=0))]
-    labels_in = {"labelme": labels_in_labelme, "voc": labels_in_voc}[data["format"]]
-    return sorted(set().union(*map(labels_in, texts)))
+def _entry_of(image: Path, listed: MarkedSet, search: _Search) -> str | None:
+    """The name by which the file lists the image, unless that is the path of another one."""
+    parts = image.relative_to(search.root).parts
+    paths = ["/".join(parts[start:]) for start in range(len(parts))]
+    entry = next((path for path in paths if path in listed.of_file), None) or listed.entry_of(image.name)
+    if entry is None or "/" not in entry or f"/{paths[0]}".endswith(f"/{entry}"):
+        return entry
+    above = PurePosixPath(entry).parent.parts
+    # A set that was moved keeps old paths; a path to where other images lie is theirs.
+    return None if any(folder.path.parts[-len(above) :] == above for folder in search.folders) else entry
+
+
+def _masks(search: _Search, format: str) -> Layout | None:
+    marked = []
+    for folder in search.folders:
+        if folder.parts & {*_MASKS, _GROUND_TRUTH} or folder.is_clean:
+            continue
+        places = [place for place in _mask_folders(folder.path, search.root) if place != folder.path]
+        masks = (place for place in places if any(mask_of(image, folder.path, place) for image in folder.images))
+        if (place := next(masks, None)) is not None:
+            marked.append(Marked(folder, place))
+    inside = [one for one in marked if one.labels.is_relative_to(search.root)]
+    search.outside += [one.labels for one in marked if one not in inside]
+    layout = arrange(search.root, search.folders, inside, format, "a mask per image", _fits_by_place)
+    return _with_classes(layout, ["defect"])
+
+
+def _mask_folders(images: Path, root: Path) -> list[Path]:
+    """masks/... for each folder above, as for labels; ground_truth beside it alone: further up it is MVTec AD's."""
+    found = [images.parent / _GROUND_TRUTH]
+    for above in (images, *images.parents):
+        if not above.is_relative_to(root):
+            break
+        masks = (child_folder(above.parent, name) for name in _MASKS)
+        found += [place / images.relative_to(above) for place in masks if place is not None]
+    return [place for place in found if place.is_dir()]
 
 
 # Best first: where the tree of MVTec AD is, its masks could be read alone, too.
-FORMATS: dict[str, Callable[[Path, Sequence[_Folder], str], Layout | None]] = {
+FORMATS: dict[str, Callable[[_Search, str], Layout | None]] = {
     "mvtec": _mvtec,
     **{name: _per_set for name in SET_FORMATS},
     **{name: _per_file for name in FILE_FORMATS},

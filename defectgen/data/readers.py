@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from defectgen.data.annotations import MarkedSet, Parsed, Parser
+from defectgen.data.folders import linked_folders
 from defectgen.data.formats.coco import read_coco
 from defectgen.data.formats.cvat import read_cvat
 from defectgen.data.formats.labelme import parse_labelme
 from defectgen.data.formats.masks import CLEAN_FOLDERS, folder_classes, mask_of, read_mask
 from defectgen.data.formats.voc import parse_voc
 from defectgen.data.formats.yolo import DATA_YAML, names_in, parse_yolo
+from defectgen.data.places import SET_SUFFIXES, find_labels, is_label_file, label_file, marked_sets_about
 from defectgen.data.split import group_of
 from defectgen.errors import DataError
 from defectgen.images import IMAGE_SUFFIXES, list_images, read_rgb
@@ -30,19 +32,33 @@ FILE_FORMATS: dict[str, tuple[str, Parser]] = {
     "voc": (".xml", parse_voc),
 }
 SET_FORMATS: dict[str, Callable[[Path], MarkedSet]] = {"coco": read_coco, "cvat": read_cvat}
-_SET_SUFFIXES = {"coco": ".json", "cvat": ".xml"}
-
 # labelImg leaves it among the labels.
 _NO_LABEL_FILE = "classes.txt"
 
 
 @dataclass(frozen=True)
+class Unused(Problem):
+    """A label that no image of its folder has; one of another folder may have it, see `unused.truly_unused`.
+
+    Attributes:
+        image: what its image would be called, for a label file without suffix.
+    """
+
+    image: str = ""
+
+
+@dataclass(frozen=True)
 class _Folder:
-    """Images to read, how their names tell groups, and who is told of each one that is read."""
+    """Images to read, but for those in the folders `without`; how their names tell groups, and who is told of each."""
 
     images: Path
     group_pattern: str | None
     progress: Progress
+    without: Collection[Path] = ()
+
+    def paths(self) -> list[Path]:
+        found = list_images(self.images)
+        return [path for path in found if not any(path.is_relative_to(other) for other in self.without)]
 
 
 def class_names(data: Data, root: Path) -> tuple[str, ...]:
@@ -84,55 +100,54 @@ def read_labelled(
     class_names: Sequence[str],
     *,
     group_pattern: str | None = None,
+    without: Collection[Path] = (),
     progress: Progress = silent,
 ) -> Found:
     """The images under `images` with their annotations, and what is wrong with them.
 
     Every image is decoded. An image with an error is left out; one without annotations is clean. `labels` None: see
-    `find_labels` and `find_marked_set`. `group_pattern`: as in the recipe.
+    `find_labels` and `find_marked_set`. `group_pattern`: as in the recipe. `without`: folders in it that are not read.
 
     Raises:
         DataError: `images` is no folder, or the file that holds all annotations is missing or is none.
     """
-    folder = _Folder(images, group_pattern, progress)
+    folder = _Folder(images, group_pattern, progress, without)
     if format in SET_FORMATS:
         return _read_marked_set(folder, labels, format, class_names)
     if format in ("masks", "mvtec"):
         return _read_masks(folder, labels, class_names)
-    suffix, parse = FILE_FORMATS[format]
-    return _read_files(folder, labels, suffix, parse, class_names)
+    return _read_files(folder, labels, format, class_names)
 
 
-def read_clean(images: Path, *, group_pattern: str | None = None, progress: Progress = silent) -> Found:
+def read_clean(
+    images: Path,
+    *,
+    group_pattern: str | None = None,
+    without: Collection[Path] = (),
+    progress: Progress = silent,
+) -> Found:
     """The images under `images` without annotations, whatever label files lie about, and what is wrong with them.
 
     Raises:
         DataError: `images` is no folder.
     """
-    folder = _Folder(images, group_pattern, progress)
+    folder = _Folder(images, group_pattern, progress, without)
     return _read_all(folder, lambda path: _read_image(path, folder))
 
 
-def find_labels(images: Path) -> Path:
-    """The folder of the labels of `images`: .../labels/... for .../images/..., else a sibling `labels`, else itself."""
-    parts = list(images.parts)
-    candidates = [images.parent / "labels"]
-    if "images" in parts:
-        last = len(parts) - 1 - parts[::-1].index("images")
-        candidates.insert(0, Path(*parts[:last], "labels", *parts[last + 1 :]))
-    return next((folder for folder in candidates if folder.is_dir()), images)
-
-
 def _read_all(folder: _Folder, read_one: Callable[[Path], Found]) -> Found:
-    paths = list_images(folder.images)
+    paths = folder.paths()
+    reason, remedy = "is a link to a folder, which is not followed", "name its target in the recipe, or copy it there"
+    links = [link for link in linked_folders(folder.images) if link not in folder.without]
+    unread = [Problem("warning", str(link), "", reason, remedy) for link in links]
     if not paths:
         remedy = f"put images ({', '.join(sorted(IMAGE_SUFFIXES))}) there, or name another folder"
-        return [], [Problem("error", str(folder.images), "", "holds no image", remedy)]
-    results = []
+        return [], [*unread, Problem("error", str(folder.images), "", "holds no image", remedy)]
+    results: list[Found] = [([], unread)]
     with ThreadPoolExecutor() as pool:
         for result in pool.map(read_one, paths):
             results.append(result)
-            folder.progress(f"read {folder.images.name}", len(results), len(paths), "")
+            folder.progress(f"read {folder.images.name}", len(results) - 1, len(paths), "")
     return [image for found, _ in results for image in found], [problem for _, faults in results for problem in faults]
 
 
@@ -168,12 +183,13 @@ def _read_marked(folder: _Folder, marks_of: Callable[[LabelledImage], Parsed]) -
     return _read_all(folder, read_one)
 
 
-def _read_files(folder: _Folder, labels: Path | None, suffix: str, parse: Parser, class_names: Sequence[str]) -> Found:
+def _read_files(folder: _Folder, labels: Path | None, format: str, class_names: Sequence[str]) -> Found:
     images = folder.images
+    suffix, parse = FILE_FORMATS[format]
     of_labels = labels or find_labels(images)
 
     def label_path(name: str) -> Path:
-        return (of_labels / name).with_suffix(suffix)
+        return label_file(of_labels, name, suffix)
 
     def marks_of(image: LabelledImage) -> Parsed:
         path = label_path(image.name)
@@ -182,10 +198,13 @@ def _read_files(folder: _Folder, labels: Path | None, suffix: str, parse: Parser
 
     found, problems = _read_marked(folder, marks_of)
     users = Counter(label_path(path.relative_to(images).as_posix()) for path in list_images(images))
-    for path in sorted(of_labels.rglob(f"*{suffix}")):
-        if path not in users and path.name != _NO_LABEL_FILE and not path.name.startswith("."):
+    for path in sorted(path for path in of_labels.rglob("*") if path.suffix.lower() == suffix):
+        known = path in users or path.name == _NO_LABEL_FILE or path.name.startswith(".")
+        # Notes and lists of files lie beside images, too.
+        if not known and (of_labels != images or is_label_file(path, format)):
             remedy = f"add its image under {images}, or remove it"
-            problems.append(Problem("warning", str(path), "", "the label file has no image", remedy))
+            name = path.relative_to(of_labels).with_suffix("").as_posix()
+            problems.append(Unused("warning", str(path), "", "the label file has no image", remedy, name))
     for path, count in users.items():
         if count > 1:
             remedy = "rename the images so that their names differ before the suffix"
@@ -197,7 +216,7 @@ def _read_marked_set(folder: _Folder, labels: Path | None, format: str, class_na
     marked = SET_FORMATS[format](find_marked_set(folder.images, labels, format))
 
     def marks_of(image: LabelledImage) -> Parsed:
-        entry = marked.entry_of(image.name)
+        entry = marked.entry_of(image.name, folder.images)
         if entry is None:
             remedy = "mark its defects there, or list it without any if it is clean"
             return [], [Problem("error", str(marked.path), "", f"does not list {image.name!r}", remedy)]
@@ -205,12 +224,12 @@ def _read_marked_set(folder: _Folder, labels: Path | None, format: str, class_na
 
     found, problems = _read_marked(folder, marks_of)
     # Damaged images are there, too.
-    seen = {entry for path in list_images(folder.images) if (entry := marked.entry_of(_name(path, folder)))}
+    names = [_name(path, folder) for path in list_images(folder.images)]
+    seen = {entry for name in names if (entry := marked.entry_of(name, folder.images))}
     for name in sorted(marked.of_file.keys() - seen):
         remedy = f"add it under {folder.images}, or remove the entry"
-        problems.append(
-            Problem("warning", str(marked.path), repr(name), "is listed, but there is no such image", remedy)
-        )
+        reason = "is listed, but there is no such image"
+        problems.append(Unused("warning", str(marked.path), repr(name), reason, remedy, name))
     return found, problems
 
 
@@ -244,22 +263,11 @@ def find_marked_set(images: Path, labels: Path | None, format: str) -> Path:
     found = marked_sets_about(images, labels, format)
     if len(found) == 1:
         return found[0]
-    suffix, remedy = _SET_SUFFIXES[format], "in data.train_labels (test_labels)"
+    suffix, remedy = SET_SUFFIXES[format], "in data.train_labels (test_labels)"
     if found:
         listed = ", ".join(path.name for path in found[:3])
         raise DataError(f"{found[0].parent}: holds {len(found)} {suffix} files ({listed}); name one {remedy}")
     raise DataError(f"{images}: found no {suffix} file with its annotations; name it {remedy}")
-
-
-def marked_sets_about(images: Path, labels: Path | None, format: str) -> list[Path]:
-    """Files that may hold the annotations of `images`: those in folder `labels`, else in the nearest with any."""
-    places = [labels] if labels is not None else [images, images.parent, images.parent / "annotations"]
-    for place in places:
-        paths = place.glob(f"*{_SET_SUFFIXES[format]}") if place.is_dir() else ()
-        found = sorted(path for path in paths if not path.name.startswith("."))
-        if found:
-            return found
-    return []
 
 
 def _read_label_text(path: Path) -> tuple[str | None, list[Problem]]:

@@ -37,7 +37,8 @@ def group_of(name: str, pattern: str | None) -> str | None:
 def split_groups(images: Sequence[LabelledImage], clean: Sequence[LabelledImage], config: Data, seed: int) -> Split:
     """Defective `images` and `clean` images, split by group with `config.test_groups`, else `config.test_fraction`.
 
-    Clean images follow their group. Groups of clean images alone are held out by the same share, unless test_groups
+    A group drawn by share is spared where all other groups with one of its classes are held out already. Clean images
+    follow their group. Groups of clean images alone are held out by the same share, unless test_groups
     names what is held out or test_clean names a folder of its own.
 
     Raises:
@@ -57,13 +58,12 @@ def split_groups(images: Sequence[LabelledImage], clean: Sequence[LabelledImage]
                 f"known are {', '.join(known[:_SHOWN_GROUPS])}{more}"
             )
     else:
-        held_out = _draw_groups(groups, config.test_fraction, seed, "defective")
-        if len(groups) == 1 and config.test_fraction > 0:
-            reason = f"all images are of one group, {next(iter(groups))!r}: nothing is held out for evaluation"
-            remedy = "name held-out images in data.test_images, or correct data.group_pattern"
-            problems.append(Problem("warning", "data.test_fraction", "", reason, remedy))
+        drawn = _draw_groups(groups, seed, "defective")
+        held_out = set(_spared(drawn, images)[: _num_held_out(groups, config.test_fraction)])
+        problems += _too_few(groups, held_out, config.test_fraction)
         if config.test_clean is None:
-            held_out |= _draw_groups(clean_groups, config.test_fraction, seed, "clean")
+            drawn = _draw_groups(clean_groups, seed, "clean")
+            held_out |= set(drawn[: _num_held_out(clean_groups, config.test_fraction)])
     return Split(
         train=[image for image in images if image.group not in held_out],
         train_clean=[image for image in clean if image.group not in held_out],
@@ -73,14 +73,47 @@ def split_groups(images: Sequence[LabelledImage], clean: Sequence[LabelledImage]
     )
 
 
-def _draw_groups(groups: set[str], fraction: float, seed: int, purpose: str) -> set[str]:
-    """That share of the groups by seed; at least one on either side where there are two."""
+def _num_held_out(groups: set[str], fraction: float) -> int:
+    """That share of the groups; at least one on either side where there are two."""
     if fraction == 0 or len(groups) < 2:
-        return set()
-    num = min(max(round(fraction * len(groups)), 1), len(groups) - 1)
-    order = numpy_rng(seed, "split", purpose).permutation(len(groups))
+        return 0
+    return min(max(round(fraction * len(groups)), 1), len(groups) - 1)
+
+
+def _draw_groups(groups: set[str], seed: int, purpose: str) -> list[str]:
+    """All groups in an order by seed."""
     names = sorted(groups)
-    return {names[index] for index in order[:num]}
+    return [names[index] for index in numpy_rng(seed, "split", purpose).permutation(len(names))]
+
+
+def _spared(order: Sequence[str], images: Sequence[LabelledImage]) -> list[str]:
+    """`order` without each group that, after those before it, would take the last defect of a class with it."""
+    classes_of: dict[str, set[int]] = {}
+    for image in images:
+        classes_of.setdefault(image.group, set()).update(mark.class_id for mark in image.annotations)
+    left = Counter(class_id for classes in classes_of.values() for class_id in classes)
+    taken = []
+    for group in order:
+        if all(left[class_id] > 1 for class_id in classes_of[group]):
+            left.subtract(classes_of[group])
+            taken.append(group)
+    return taken
+
+
+def _too_few(groups: set[str], held_out: set[str], fraction: float) -> list[Problem]:
+    """A warning where fewer groups are held out than were asked for."""
+    remedy = "name held-out images in data.test_images, or correct data.group_pattern"
+    if len(groups) == 1 and fraction > 0:
+        reason = f"all images are of one group, {next(iter(groups))!r}: nothing is held out for evaluation"
+    elif len(held_out) < (wanted := _num_held_out(groups, fraction)):
+        reason = (
+            f"{len(held_out)} of {len(groups)} groups are held out for evaluation, not {wanted}: "
+            "each other one has the last defects of a class"
+        )
+        remedy = "mark more, or name held-out groups in data.test_groups"
+    else:
+        return []
+    return [Problem("warning", "data.test_fraction", "", reason, remedy)]
 
 
 def find_leaks(train: Iterable[LabelledImage], test: Iterable[LabelledImage], *, by_group: bool) -> list[Problem]:

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from defectgen.data.aside import with_aside
-from defectgen.data.look import Aside, look
+from defectgen.data.layout import Aside
+from defectgen.data.look import look
 from defectgen.draft import read_layout
 from defectgen.images import encode_image
 from defectgen.records import Sources
@@ -43,9 +44,9 @@ def _read(root: Path) -> Sources:
 def test_layout_names_what_it_leaves_aside(tree: Path) -> None:
     layout = look(tree, "yolo")[0]
     assert set(layout.aside) == {
-        Aside("train/more/images", None, is_clean=False, held_out=False),
-        Aside("val/images", None, is_clean=False, held_out=True),
-        Aside("val/clean", None, is_clean=True, held_out=True),
+        Aside("train/more/images", None, is_clean=False, split="train"),
+        Aside("val/images", None, is_clean=False, split="val"),
+        Aside("val/clean", None, is_clean=True, split="val"),
     }
     assert "left aside: val/images (validation)" in layout.notes
 

@@ -138,7 +138,11 @@ def test_coco_names_its_classes_and_roboflows_parent_of_all_is_none(images: Path
     content = coco(
         {"image_id": 7, "category_id": 5, "bbox": [1, 2, 9, 4]}, {"image_id": 8, "category_id": 3, "bbox": [0, 0, 5, 5]}
     )
-    content["categories"].insert(0, {"id": 0, "name": "defects"})
+    content["categories"] = [
+        {"id": 0, "name": "defects", "supercategory": "none"},
+        {"id": 3, "name": "scratch", "supercategory": "defects"},
+        {"id": 5, "name": "pit", "supercategory": "defects"},
+    ]
     write_coco(tmp_path, content)
     data = Data(root=str(tmp_path), format="coco", train_images="images", train_clean="images")
     assert class_names(data, tmp_path) == ("scratch", "pit")
@@ -147,7 +151,7 @@ def test_coco_names_its_classes_and_roboflows_parent_of_all_is_none(images: Path
 @pytest.mark.parametrize(
     ("annotation", "message"),
     [
-        ({"category_id": 9, "bbox": [1, 2, 3, 4]}, "label None is not one of scratch, pit"),
+        ({"category_id": 9, "bbox": [1, 2, 3, 4]}, "category_id 9 is not in categories; export it again"),
         ({"category_id": 3, "bbox": [1, 2, 0, 4]}, "the box has no area, got 0 x 4 px"),
         ({"category_id": 3, "bbox": [1, 2, "w", 4]}, "has neither a segmentation nor a bbox of four numbers"),
         ({"category_id": 3, "segmentation": [[1, 2, 3, 4]]}, "a part of the segmentation has fewer than 3 points"),
@@ -171,8 +175,8 @@ def test_faulty_coco_annotation_names_its_place(
     ("content", "message"),
     [
         ([], "is no COCO file"),
-        ({"images": []}, "is no COCO file, its 'categories' is missing"),
-        (coco({"image_id": 1, "category_id": 3, "bbox": [0, 0, 2, 2]}), "an annotation is of image_id 1, which"),
+        ({"images": []}, "is no COCO file, it has no list `categories`"),
+        (coco({"image_id": 1, "category_id": 3, "bbox": [0, 0, 2, 2]}), "annotations[0]: is of image_id 1, which"),
         (
             coco(images=[{"id": 1, "file_name": "a.png"}, {"id": 2, "file_name": "a.png"}]),
             "lists 'a.png' more than once",
@@ -276,10 +280,10 @@ def test_faulty_cvat_shape_names_its_place(images: Path, tmp_path: Path, shape: 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("<annotations>", "cannot be read as XML"),
+        ("<annotations>", "is no valid XML"),
         ("<annotation/>", "its root is <annotation>, not <annotations>"),
         (cvat(more='<image name="b.png"/>'), "an image has the name 'b.png' of another"),
-        ('<!DOCTYPE a [<!ENTITY b "c">]><annotations>&b;</annotations>', "cannot be read as XML (EntitiesForbidden"),
+        ('<!DOCTYPE a [<!ENTITY b "c">]><annotations>&b;</annotations>', "is no valid XML (EntitiesForbidden"),
     ],
 )
 def test_unusable_cvat_file_is_refused(images: Path, tmp_path: Path, text: str, message: str) -> None:

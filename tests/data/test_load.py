@@ -146,6 +146,28 @@ def test_class_lost_to_the_budget_is_told_from_one_never_marked(tmp_path: Path) 
     ]
 
 
+def test_class_whose_defects_are_all_held_out_is_told_so(tmp_path: Path) -> None:
+    root = _write_product(tmp_path)
+    for part in (0, 2, 3):
+        (root / "labels" / f"p{part}_a.txt").write_text(f"0 {ROW}")
+    assert _errors(load_sources(_recipe(root))) == [
+        "data.train_images: class 1 'scratch': has no marked defect for training: all 1 are held out; "
+        "mark more, or hold out other groups in data.test_groups"
+    ]
+
+
+def test_folder_that_another_field_names_is_left_out(tmp_path: Path) -> None:
+    root = _write_product(tmp_path)
+    (root / "clean").rename(root / "images" / "clean")
+    _write_images(root / "images" / "held", "p9_a")
+    write_bytes_atomic(root / "labels" / "held" / "p9_a.txt", f"0 {ROW}".encode())
+    fields = {"train_clean": "images/clean", "test_images": "images/held", "test_groups": []}
+    sources = load_sources(_recipe(root, **fields))
+    assert sources.problems == ()
+    assert _names(sources)["train_pool"] == ["p0_a.png", "p1_a.png", "p2_a.png", "p3_a.png"]
+    assert _names(sources)["test"] == ["p9_a.png"] and len(_names(sources)["train_clean"]) == 4
+
+
 def test_no_training_image_and_no_clean_image_are_errors(tmp_path: Path) -> None:
     root = _write_product(tmp_path)
     sources = load_sources(_recipe(root, test_groups=["p0", "p1", "p2", "p3", "p4", "p5"]))

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from defectgen.boxes import yolo_from_xyxy
 from defectgen.data.formats.labelme import parse_labelme
 from defectgen.data.formats.yolo import faults_in_data_yaml, parse_yolo
-from defectgen.data.readers import class_names, find_labels, read_clean, read_labelled
+from defectgen.data.places import find_labels
+from defectgen.data.readers import class_names, read_clean, read_labelled
 from defectgen.errors import DataError
 from defectgen.images import encode_image, write_bytes_atomic
 from defectgen.recipe import Data
@@ -237,6 +238,25 @@ def test_two_images_of_one_label_file_are_an_error(tmp_path: Path) -> None:
         f"error {tmp_path}/labels/a.txt: 2 images share the label file; "
         "rename the images so that their names differ before the suffix"
     ]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="symbolic links need rights on Windows")
+def test_links_that_lose_images_are_reported(tmp_path: Path) -> None:
+    images = _write_set(tmp_path / "set", {"a": "", "b": ""})
+    (images / "b.png").rename(tmp_path / "b.png")
+    (images / "b.png").symlink_to(tmp_path / "b.png")
+    assert _messages(read_labelled(images, None, "yolo", CLASSES)[1]) == []
+    (tmp_path / "b.png").unlink()
+    _write_image(tmp_path / "disk" / "deep" / "c.png")
+    (images / "more").symlink_to(tmp_path / "disk")
+    found, problems = read_labelled(images, None, "yolo", CLASSES)
+    assert [image.name for image in found] == ["a.png"]
+    assert _messages(problems) == [
+        f"warning {images}/more: is a link to a folder, which is not followed; "
+        "name its target in the recipe, or copy it there",
+        f"error {images}/b.png: cannot be read (No such file or directory); check that it exists",
+    ]
+    assert _messages(read_clean(images)[1]) == _messages(problems)
 
 
 def test_folder_without_images_is_an_error_and_without_folder_raises(tmp_path: Path) -> None:

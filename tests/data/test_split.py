@@ -158,3 +158,30 @@ def test_budget_follows_the_seed_and_not_the_order(max_images: int | None, per_c
 
     assert draw(_mixed(), 0) == draw(_mixed()[::-1], 0)
     assert any(draw(_mixed(), seed) != draw(_mixed(), 0) for seed in range(1, 4))
+
+
+# Ten images with a pit, of which one has the only scratch and two have all dents.
+RARE = [_image(f"i{index}", *([0, 1] if index == 3 else [0, 2] if index in (5, 8) else [0])) for index in range(10)]
+
+
+def test_no_class_is_held_out_whole_where_that_can_be_avoided() -> None:
+    for seed in range(60):
+        split = split_groups(RARE, [], _data(test_fraction=0.5), seed)
+        assert {mark.class_id for image in split.train for mark in image.annotations} == {0, 1, 2}, seed
+        assert len(split.test) == 5 and split.problems == []
+
+
+def test_split_that_takes_no_whole_class_is_as_it_was() -> None:
+    # As drawn before groups were spared.
+    split = split_groups(PARTS, [], _data(test_fraction=0.3), seed=0)
+    assert {image.group for image in split.test} == {"p0", "p3", "p9"}
+
+
+def test_groups_with_a_class_of_their_own_are_kept_and_the_user_is_told() -> None:
+    images = [_image("a", 0), _image("b", 1), _image("c", 2)]
+    split = split_groups(images, [], _data(test_fraction=0.3), seed=0)
+    assert len(split.train) == 3 and split.test == []
+    assert [f"{problem.severity} {problem}" for problem in split.problems] == [
+        "warning data.test_fraction: 0 of 3 groups are held out for evaluation, not 1: each other one has the last "
+        "defects of a class; mark more, or name held-out groups in data.test_groups"
+    ]

@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from defusedxml import DefusedXmlException
-from defusedxml.ElementTree import ParseError, fromstring
 
 from defectgen.boxes import joined_outline, mask_outlines, polygon_xyxy
-from defectgen.data.annotations import Fault, MarkedSet, Marks, annotation, class_id_of, number
+from defectgen.data.annotations import Fault, MarkedSet, Marks, annotation, class_id_of, number, slashed
+from defectgen.data.formats.text import xml_root
 from defectgen.errors import DataError
 from defectgen.records import Annotation, Polygon
 
@@ -27,25 +26,25 @@ def read_cvat(path: Path) -> MarkedSet:
         DataError: it is no such file.
     """
     try:
-        root = fromstring(path.read_bytes())
-    except (OSError, ParseError, DefusedXmlException) as error:
-        raise DataError(f"{path}: cannot be read as XML ({error}); {_REMEDY}") from None
+        root = xml_root(path.read_bytes(), _REMEDY)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror}); check the file") from None
+    except Fault as fault:
+        raise DataError(f"{path}: {fault.reason}; {fault.remedy}") from None
     if root.tag != "annotations":
         raise DataError(f"{path}: its root is <{root.tag}>, not <annotations>; {_REMEDY}")
     of_file: dict[str, Marks] = {}
     used = []
     for image in root.findall("image"):
-        name = image.get("name")
-        if name is None or name in of_file:
-            raise DataError(
-                f"{path}: an image has {'no name' if name is None else f'the name {name!r} of another'}; {_REMEDY}"
-            )
+        name = slashed(image.get("name", ""))
+        if not name or name in of_file:
+            raise DataError(f"{path}: an image has {f'the name {name!r} of another' if name else 'no name'}; {_REMEDY}")
         shapes = [element for element in image if element.tag in _SHAPES]
         used += [shape.get("label") for shape in shapes]
         items = [(f"image {name!r}, {shape.tag} {count}", shape) for count, shape in enumerate(shapes, start=1)]
         of_file[name] = Marks(items, (image.get("width"), image.get("height")))
-    names = [element.text or "" for element in root.iterfind("./meta//labels/label/name")]
-    return MarkedSet(path, tuple(dict.fromkeys(names or [name for name in used if name])), of_file, _annotation_of)
+    names = [element.text for element in root.iterfind("./meta//labels/label/name")]
+    return MarkedSet(path, tuple(dict.fromkeys(name for name in names or used if name)), of_file, _annotation_of)
 
 
 def _annotation_of(shape: Any, size_wh: tuple[int, int], class_names: Sequence[str]) -> Annotation:
@@ -93,7 +92,7 @@ def _mask(shape: Any, size_wh: tuple[int, int]) -> np.ndarray:
         counts = [int(count) for count in shape.get("rle", "").split(",")]
     except ValueError:
         raise Fault(f"rle is no list of whole numbers, got {shape.get('rle', '')!r:.60}", _REMEDY) from None
-    inside = left >= 0 and top >= 0 and left + width <= size_wh[0] and top + height <= size_wh[1]
+    inside = min(left, top) >= 0 < min(width, height) and left + width <= size_wh[0] and top + height <= size_wh[1]
     if min(counts) < 0 or sum(counts) != width * height or not inside:
         raise Fault(f"its run lengths are not those of {width} x {height} px within the image", _REMEDY)
     mask = np.zeros(size_wh[::-1], bool)

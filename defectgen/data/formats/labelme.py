@@ -2,37 +2,52 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from defectgen.boxes import polygon_xyxy
-from defectgen.data.annotations import Fault, Parsed, annotation, class_id_of, collect
+from defectgen.data.annotations import (
+    Fault,
+    Parsed,
+    annotation,
+    class_id_of,
+    collect,
+    is_other_size,
+    spelling_doubts,
+)
+from defectgen.data.formats.text import json_content
 from defectgen.records import Annotation, Problem
+
+_REMEDY = "save it again from labelme"
 
 
 def parse_labelme(text: str, size_wh: tuple[int, int], class_names: Sequence[str], path: str) -> Parsed:
     """The annotations of a labelme JSON file: polygons and rectangles in pixels."""
     try:
-        content = json.loads(text)
-        shapes = _checked_shapes(content, size_wh)
-    except json.JSONDecodeError as error:
-        reason = f"is no valid JSON ({error.msg} at line {error.lineno})"
-        return [], [Problem("error", path, "", reason, "save it again from labelme")]
+        shapes = _checked_shapes(json_content(text, _REMEDY), size_wh)
     except Fault as fault:
         return [], [Problem("error", path, "", fault.reason, fault.remedy)]
     items = ((f"shape {number}", shape) for number, shape in enumerate(shapes, start=1))
-    return collect(items, lambda shape: _annotation_of_shape(shape, size_wh, class_names), path)
+    annotations, problems = collect(items, lambda shape: _annotation_of_shape(shape, size_wh, class_names), path)
+    return annotations, problems + spelling_doubts(filter(None, map(_label, shapes)), class_names, path)
 
 
 def labels_in_labelme(text: str) -> set[str]:
     """The labels a file marks defects with; none where it cannot be read."""
     try:
-        return {str(shape["label"]) for shape in json.loads(text)["shapes"]}
-    except (ValueError, KeyError, TypeError):
+        content = json_content(text, _REMEDY)
+    except Fault:
         return set()
+    shapes = content.get("shapes") if isinstance(content, dict) else None
+    return set(filter(None, map(_label, shapes))) if isinstance(shapes, list) else set()
+
+
+def _label(shape: Any) -> str | None:
+    """The class that a shape names, where it names one; a number is a name, too."""
+    label = shape.get("label") if isinstance(shape, dict) else None
+    return str(label) if isinstance(label, str | int) and not isinstance(label, bool) else None
 
 
 def _checked_shapes(content: Any, size_wh: tuple[int, int]) -> list[Any]:
@@ -40,19 +55,18 @@ def _checked_shapes(content: Any, size_wh: tuple[int, int]) -> list[Any]:
         raise Fault("has no list `shapes`", "save it from labelme")
     for field, size in zip(("imageWidth", "imageHeight"), size_wh, strict=True):
         stated = content.get(field)
-        if stated is not None and stated != size:
-            raise Fault(
-                f"{field} is {stated}, but the image has {size} px", "mark the defects on this very image, upright"
-            )
+        if is_other_size(stated, size):
+            reason = f"{field} is {stated!s:.60}, but the image has {size} px"
+            raise Fault(reason, "mark the defects on this very image, upright")
     return content["shapes"]
 
 
 def _annotation_of_shape(shape: Any, size_wh: tuple[int, int], class_names: Sequence[str]) -> Annotation:
     if not isinstance(shape, dict):
-        raise Fault(f"is no mapping, got {shape!r}", "save the file from labelme")
-    class_id, kind = class_id_of(shape.get("label"), class_names), shape.get("shape_type", "polygon")
+        raise Fault(f"is no mapping, got {shape!r:.60}", "save the file from labelme")
+    class_id, kind = class_id_of(_label(shape), class_names), shape.get("shape_type", "polygon")
     if kind not in ("polygon", "rectangle"):
-        raise Fault(f"shape_type {kind!r} cannot be used", "draw a polygon or a rectangle")
+        raise Fault(f"shape_type {kind!r:.60} cannot be used", "draw a polygon or a rectangle")
     try:
         corners = np.array(shape.get("points"), dtype=np.float64).reshape(-1, 2)
     except (TypeError, ValueError, OverflowError):

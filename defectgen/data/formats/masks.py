@@ -47,10 +47,19 @@ def read_mask(path: Path, size_wh: tuple[int, int], class_names: Sequence[str], 
         reason = f"has {mask.shape[1]} x {mask.shape[0]} px, but the image {size_wh[0]} x {size_wh[1]}"
         return [], [Problem("error", str(path), "", reason, "export it at the image's size")]
     values = [int(value) for value in np.unique(mask) if value]
+    doubts: list[Problem] = []
     if folder in class_names:
         classes = dict.fromkeys(values, list(class_names).index(folder))
+        if not values:
+            reason = f"is all black, but of an image in {folder!r}"
+            doubts.append(Problem("warning", str(path), "", reason, "draw it, or move the image to good"))
     elif len(class_names) == 1:
         classes = dict.fromkeys(values, 0)
+        if len(values) > 1:
+            listed = ", ".join([*map(str, values[:3]), *(["..."] if len(values) > 3 else [])])
+            reason = f"has {len(values)} values beside black ({listed}), but there is one class"
+            remedy = "name a class for each in data.classes, 1 for the first, or save it in black and white"
+            doubts.append(Problem("warning", str(path), "", reason, remedy))
     else:
         classes = {value: value - 1 for value in values}
         if values and max(values) > len(class_names):
@@ -61,7 +70,8 @@ def read_mask(path: Path, size_wh: tuple[int, int], class_names: Sequence[str], 
         of_class = np.isin(mask, [value for value, other in classes.items() if other == class_id])
         num, pieces = cv2.connectedComponents(of_class.astype(np.uint8), connectivity=8)
         items += [(f"piece {count} of {class_names[class_id]}", (class_id, pieces == count)) for count in range(1, num)]
-    return collect(items, lambda item: _annotation_of(*item, size_wh), str(path))
+    annotations, problems = collect(items, lambda item: _annotation_of(*item, size_wh), str(path))
+    return annotations, doubts + problems
 
 
 def _annotation_of(class_id: int, piece: np.ndarray, size_wh: tuple[int, int]) -> Annotation:

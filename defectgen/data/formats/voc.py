@@ -5,10 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from defusedxml import DefusedXmlException
-from defusedxml.ElementTree import ParseError, fromstring
-
-from defectgen.data.annotations import Fault, Parsed, annotation, check_size, class_id_of, collect, number
+from defectgen.data.annotations import (
+    Fault,
+    Parsed,
+    annotation,
+    check_size,
+    class_id_of,
+    collect,
+    number,
+    spelling_doubts,
+)
+from defectgen.data.formats.text import xml_root
 from defectgen.records import Annotation, Problem
 
 _REMEDY = "export it again as Pascal VOC"
@@ -20,30 +27,33 @@ def parse_voc(text: str, size_wh: tuple[int, int], class_names: Sequence[str], p
     Pixels count from 1 there, and `xmax` and `ymax` are the last ones inside (Everingham et al. 2010, development kit).
     """
     try:
-        root = fromstring(text)
+        root = xml_root(text, _REMEDY)
         if root.tag != "annotation":
             raise Fault(f"its root is <{root.tag}>, not <annotation>", _REMEDY)
         size = root.find("size")
         if size is not None:
             check_size(size.findtext("width"), size.findtext("height"), size_wh)
-    except (ParseError, DefusedXmlException) as error:
-        return [], [Problem("error", path, "", f"is no valid XML ({error})", _REMEDY)]
     except Fault as fault:
         return [], [Problem("error", path, "", fault.reason, fault.remedy)]
     items = ((f"object {count}", element) for count, element in enumerate(root.iter("object"), start=1))
-    return collect(items, lambda element: _annotation_of(element, size_wh, class_names), path)
+    annotations, problems = collect(items, lambda element: _annotation_of(element, size_wh, class_names), path)
+    return annotations, problems + spelling_doubts(_labels(root), class_names, path)
 
 
 def labels_in_voc(text: str) -> set[str]:
     """The names a file marks defects with; none where it cannot be read."""
     try:
-        return {name for name in (element.findtext("name") for element in fromstring(text).iter("object")) if name}
-    except (ParseError, DefusedXmlException):
+        return set(_labels(xml_root(text, _REMEDY)))
+    except Fault:
         return set()
 
 
+def _labels(root: Any) -> list[str]:
+    return [name for element in root.iter("object") if (name := element.findtext("name"))]
+
+
 def _annotation_of(element: Any, size_wh: tuple[int, int], class_names: Sequence[str]) -> Annotation:
-    class_id = class_id_of(element.findtext("name"), class_names)
+    class_id = class_id_of(element.findtext("name") or None, class_names)
     box = element.find("bndbox")
     if box is None:
         raise Fault("has no bndbox", _REMEDY)

@@ -14,6 +14,7 @@ from defectgen.errors import DataError
 from defectgen.records import Annotation, Problem
 
 DATA_YAML = "data.yaml"
+_NAMES_REMEDY = "list the class names in label order there, or in data.classes"
 
 
 def parse_yolo(text: str, size_wh: tuple[int, int], class_names: Sequence[str], path: str) -> Parsed:
@@ -30,17 +31,18 @@ def parse_yolo(text: str, size_wh: tuple[int, int], class_names: Sequence[str], 
 def num_classes_in(text: str) -> int:
     """One more than the highest class number of the rows; 0 where none is one."""
     firsts = [line.split()[0] for line in text.splitlines() if line.strip()]
-    return max((int(first) + 1 for first in firsts if first.isdecimal()), default=0)
+    # Nobody has more classes than that: a longer number is a slip, which reading the rows tells.
+    return max((int(first) + 1 for first in firsts if first.isdecimal() and len(first) <= 4), default=0)
 
 
 def _annotation_of_row(row: list[str], size_wh: tuple[int, int], num_classes: int) -> Annotation:
     remedy = "a row is `class x y w h` or `class x1 y1 x2 y2 x3 y3 ...`"
     if len(row) != 5 and (len(row) < 7 or len(row) % 2 == 0):
-        raise Fault(f"has {len(row)} values, got {' '.join(row[:8])!r}", remedy)
+        raise Fault(f"has {len(row)} values, got {' '.join(row[:8])!r:.90}", remedy)
     values = [number(token, remedy) for token in row]
     if not values[0].is_integer() or not 0 <= values[0] < num_classes:
         known = f"0 to {num_classes - 1}" if num_classes > 1 else "0"
-        raise Fault(f"class {row[0]} is not one of {known}", "correct it, or add the class to the class names")
+        raise Fault(f"class {row[0]:.60} is not one of {known}", "correct it, or add the class to the class names")
     class_id = int(values[0])
     if max(abs(value) for value in values[1:]) > 2:
         raise Fault(
@@ -53,44 +55,79 @@ def _annotation_of_row(row: list[str], size_wh: tuple[int, int], num_classes: in
 
 
 def names_in(path: Path) -> list[str]:
-    remedy = "list the class names in label order there, or in data.classes"
+    """The class names of a data.yaml, in label order.
+
+    Raises:
+        DataError: it cannot be read, or names no classes.
+    """
+    return _names(_content(path), path)
+
+
+def _content(path: Path) -> Any:
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
+    except RecursionError:
+        reason = "too many brackets in each other"
+    # ValueError: no text, or a number or date that cannot be.
+    except (OSError, ValueError, yaml.YAMLError) as error:
         reason = getattr(error, "strerror", None) or " ".join(str(error).split())
-        raise DataError(f"{path}: cannot be read for the class names ({reason}); {remedy}") from None
+    raise DataError(f"{path}: cannot be read for the class names ({reason}); {_NAMES_REMEDY}")
+
+
+def _names(content: Any, path: Path) -> list[str]:
     names = content.get("names") if isinstance(content, dict) else None
     if isinstance(names, dict):
-        if sorted(names, key=str) != sorted(range(len(names)), key=str):
-            raise DataError(f"{path}: names: must be numbered from 0 without gaps, got {list(names)}; {remedy}")
-        names = [names[class_id] for class_id in range(len(names))]
+        by_number = {str(key): name for key, name in names.items()}
+        numbers = [str(class_id) for class_id in range(len(names))]
+        if by_number.keys() != set(numbers):
+            raise DataError(f"{path}: names: must be numbered from 0 without gaps, got {list(names)}; {_NAMES_REMEDY}")
+        names = [by_number[number] for number in numbers]
     if not isinstance(names, list) or not names:
-        raise DataError(f"{path}: names: must be a list or mapping of class names, got {names!r}; {remedy}")
+        raise DataError(
+            f"{path}: names: must be a list or mapping of class names, got {_shown(names)}; {_NAMES_REMEDY}"
+        )
+    for class_id, name in enumerate(names):
+        # YAML reads a bare no, off or null so: they would be classes False and None.
+        if isinstance(name, bool) or not isinstance(name, str | int | float):
+            raise DataError(f"{path}: names: {class_id} must be a text, got {_shown(name)}; put it in quotes")
     return [str(name) for name in names]
 
 
+def _shown(value: Any) -> str:
+    """Of a list or mapping its kind alone: a few lines of YAML may make one that no memory holds."""
+    return f"a {type(value).__name__}" if isinstance(value, list | dict) and value else f"{value!r:.90}"
+
+
 def faults_in_data_yaml(path: Path) -> list[Problem]:
-    """What trainers stumble over in a data.yaml that names its classes; nothing it says is followed or run."""
-    content: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
+    """What trainers stumble over in a data.yaml that names its classes; nothing it says is followed or run.
+
+    Raises:
+        DataError: as `names_in`.
+    """
+    content = _content(path)
     problems = []
-    num_names, count = len(names_in(path)), content.get("nc")
+    num_names, count = len(_names(content, path)), content.get("nc")
     if count is not None and count != num_names:
         remedy = "correct the one or the other: labels mean other classes otherwise"
-        problems.append(Problem("error", str(path), "nc", f"is {count!r}, but names has {num_names}", remedy))
+        problems.append(Problem("error", str(path), "nc", f"is {_shown(count)}, but names has {num_names}", remedy))
     if "download" in content:
         reason = "Ultralytics would run this as code; defectgen does not"
         problems.append(Problem("warning", str(path), "download", reason, "remove the line"))
-    if content.get("path") and not _exists(path.parent / str(content["path"])):
-        reason, remedy = f"there is no folder {str(content['path'])!r}", "remove the line: the file's own folder counts"
-        return [*problems, Problem("warning", str(path), "path", reason, remedy)]
-    root = path.parent / str(content.get("path") or "")
+    stated, own_counts = content.get("path") or "", "remove the line: the file's own folder counts"
+    if not isinstance(stated, str) or not _exists(path.parent / stated):
+        return [*problems, Problem("warning", str(path), "path", f"there is no folder {_shown(stated)}", own_counts)]
+    # A dot, as CVAT writes it, is no doubt.
+    if Path(stated) != Path() and not Path(stated).is_absolute():
+        reason = f"{_shown(stated)} is relative: Ultralytics looks in the working directory, not in the file's folder"
+        problems.append(Problem("warning", str(path), "path", reason, own_counts))
+    root = path.parent / stated
     for split in ("train", "val", "test"):
         entries = content.get(split) or []
         for entry in entries if isinstance(entries, list) else [entries]:
             # Roboflow's begin with ../ and mean the file's own folder, as Ultralytics knows.
-            places = (root / str(entry), root / str(entry).removeprefix("../"))
-            if not any(map(_exists, places)):
-                reason, remedy = f"there is no {str(entry)!r}", f"correct the path, relative to {root}"
+            name = entry if isinstance(entry, str) else None
+            if name is None or not (_exists(root / name) or _exists(root / name.removeprefix("../"))):
+                reason, remedy = f"there is no {_shown(entry)}", f"correct the path, relative to {root}"
                 problems.append(Problem("warning", str(path), split, reason, remedy))
     return problems
 

@@ -1,0 +1,81 @@
+"""Class names for a recipe, where the reader of the data does not find them by itself."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from defectgen.data.annotations import MarkedSet
+from defectgen.data.formats.labelme import labels_in_labelme
+from defectgen.data.formats.voc import labels_in_voc
+from defectgen.data.formats.yolo import DATA_YAML
+from defectgen.data.layout import Marked
+from defectgen.data.places import label_file
+
+# Stands for the names of YOLO classes that nothing names.
+UNNAMED = "class"
+# labelImg's, CVAT's and darknet's, Roboflow's.
+_NAME_FILES = ("classes.txt", "obj.names", "_darknet.labels")
+# A class number that far above all others is a slip in its row, and no class.
+_SLIP = 100
+
+
+def classes_of(format: str, suffix: str, root: Path, marked: Sequence[Marked]) -> list[str]:
+    """Those of labels in a file per image, over all `marked` folders; none for YOLO with a data.yaml."""
+    if format == "yolo":
+        if (root / DATA_YAML).is_file():
+            return []
+        if names := _listed(root):
+            return names
+        return [f"{UNNAMED}{number}" for number in range(_num_classes(_texts(suffix, marked)))]
+    labels_in = {"labelme": labels_in_labelme, "voc": labels_in_voc}[format]
+    return sorted(set().union(*map(labels_in, _texts(suffix, marked))))
+
+
+def classes_of_sets(first: MarkedSet, all_sets: Sequence[MarkedSet]) -> list[str]:
+    """Those of files for all images, where the first does not have them all."""
+    names = list(dict.fromkeys([*first.class_names, *(name for one in all_sets for name in one.class_names)]))
+    return [] if names == list(first.class_names) else names
+
+
+def _listed(root: Path) -> list[str]:
+    """The lines of the file of class names that is the nearest to the root."""
+    found = [path for name in _NAME_FILES for path in root.rglob(name) if path.is_file()]
+    if not found:
+        return []
+    nearest = min(found, key=lambda path: (len(path.parts), path))
+    # -sig: Windows editors put a byte order mark first.
+    lines = nearest.read_text(encoding="utf-8-sig", errors="replace").splitlines()
+    return [line.strip() for line in lines if line.strip()]
+
+
+def _texts(suffix: str, marked: Sequence[Marked]) -> Iterable[str]:
+    """The label files that belong to an image; who cannot read one is told by the reader."""
+    for one in marked:
+        for image in one.folder.images:
+            try:
+                yield label_file(one.labels, image.name, suffix).read_text(encoding="utf-8-sig", errors="replace")
+            except OSError:
+                continue
+
+
+def _num_classes(texts: Iterable[str]) -> int:
+    """One more than the highest class number of well-formed rows."""
+    numbers = {number for text in texts for line in text.splitlines() if (number := _class_number(line)) is not None}
+    highest = -1
+    for number in sorted(numbers):
+        if number - highest > _SLIP:
+            break
+        highest = number
+    return highest + 1
+
+
+def _class_number(line: str) -> int | None:
+    try:
+        values = [float(token) for token in line.split()]
+    except ValueError:
+        return None
+    if len(values) < 5 or not all(map(math.isfinite, values)) or values[0] < 0 or not values[0].is_integer():
+        return None
+    return int(values[0])
