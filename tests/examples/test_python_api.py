@@ -27,7 +27,7 @@ TINY = {
 def test_a_recipe_becomes_a_set_and_judged_detectors(made: Any) -> None:
     assert verify_dataset(made.run / "dataset") == []
     rows = read_manifest(made.run / "dataset/manifest.jsonl").rows
-    *classes, real, own, weights = made.done.stdout.splitlines()
+    *classes, real, own, weights, page = made.done.stdout.splitlines()
     for line in classes:
         name, _, counts = line.partition(": ")
         placed = [sum(one["class_name"] == name for one in row["placed"]) for row in rows]
@@ -37,6 +37,7 @@ def test_a_recipe_becomes_a_set_and_judged_detectors(made: Any) -> None:
     figures = [f"{name}: mAP50-95 {arm['mean']['map50_95']:.3f}" for name, arm in arms.items()]
     assert [real, own] == figures and list(arms) == ["real", "real+defectgen"]
     assert (made.run.parents[1] / weights).is_file()
+    assert (made.run.parents[1] / page) == made.run / "report.html" and (made.run / "report.html").is_file()
 
 
 @pytest.mark.long
@@ -51,7 +52,7 @@ def test_a_folder_of_own_data_becomes_a_recipe_a_set_and_judged_detectors(exampl
         *OWN_CLASSES,
         "real",
         "real+defectgen",
-        done.stdout.splitlines()[-1],
+        *done.stdout.splitlines()[-2:],
     ]
     assert (tmp_path / done.stdout.splitlines()[-1]).is_file()
     (run,) = (tmp_path / "runs").iterdir()
