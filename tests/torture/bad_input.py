@@ -106,7 +106,7 @@ def _in_test(change: Callable[[np.ndarray], np.ndarray], suffix: str = "png") ->
 
 def _in_validation(root: Path, victim: str) -> str:
     """One more split, with a good image and one cut short."""
-    for name, data in (("good", encode_image(part(900), "png")), (victim, encode_image(part(901), "png")[:-700])):
+    for name, data in (("good", encode_image(part(90_000), "png")), (victim, encode_image(part(90_001), "png")[:-700])):
         for path, content in ((f"images/v_{name}.png", data), (f"labels/v_{name}.txt", ROWS.encode())):
             (root / "val" / path).parent.mkdir(parents=True, exist_ok=True)
             (root / "val" / path).write_bytes(content)
