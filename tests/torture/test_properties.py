@@ -9,19 +9,25 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import cv2
+import numpy as np
 import pytest
 import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from defectgen.boxes import mask_xyxy, yolo_from_xyxy
 from defectgen.data.annotations import Parsed
 from defectgen.data.formats.coco import read_coco
 from defectgen.data.formats.cvat import read_cvat
 from defectgen.data.formats.labelme import parse_labelme
 from defectgen.data.formats.voc import parse_voc
 from defectgen.data.formats.yolo import num_classes_in, parse_yolo
+from defectgen.dataset.labels import even_margin, label_box, measure
 from defectgen.errors import DataError, UsageError
-from defectgen.recipe import load_recipe
+from defectgen.inpaint.backends import composite
+from defectgen.recipe import Backend, load_recipe
+from defectgen.windows import Window, crop_window
 
 CLASSES = ("scratch", "pit")
 SIZE_WH = (200, 100)
@@ -169,3 +175,64 @@ def test_spoiled_text_never_crashes_a_reader(name: str) -> None:
 @pytest.mark.parametrize("name", READERS)
 def test_spoiled_text_never_crashes_a_reader_in_thousands_of_ways(name: str) -> None:
     MANY(given(spoiled(GOOD[name]))(lambda text: READERS[name](name, text)))()
+
+
+def labels_are_those_of_what_changed(
+    seed: int, backend: Backend, at: tuple[float, float], radii: tuple[int, int]
+) -> None:
+    """A solid defect put into a noisy image: what is measured of it, and what its YOLO row gives back."""
+    rng = np.random.default_rng(seed)
+    width, height = (int(side) for side in rng.integers(40, 100, 2))
+    clean = rng.integers(100, 110, (height, width, 3)).astype(np.uint8)
+    side = int(rng.integers(36, 64))
+    window = Window(
+        int(rng.integers(-8, max(width - side, 0) + 8)), int(rng.integers(-8, max(height - side, 0) + 8)), side
+    )
+    blob = np.zeros((side, side), np.uint8)
+    centre = tuple(round(radius + 2 + share * (side - 2 * radius - 5)) for share, radius in zip(at, radii, strict=True))
+    cv2.ellipse(blob, centre, radii, 0, 0, 360, 255, -1)
+    region = cv2.dilate(blob, np.ones((3, 3), np.uint8)).astype(bool)
+    drawn = crop_window(clean, window)
+    drawn[blob > 0] = rng.integers(0, 40, 3)
+    image = composite(clean, window, drawn, outline=blob, region=region, backend=backend, feather_px=1)
+
+    changed = cv2.absdiff(image, clean).max(axis=2)
+    outside = np.ones((height, width), bool)
+    x1, y1 = max(window.x, 0), max(window.y, 0)
+    x2, y2 = min(window.x + side, width), min(window.y + side, height)
+    outside[y1:y2, x1:x2] = ~region[y1 - window.y : y2 - window.y, x1 - window.x : x2 - window.x]
+    assert not changed[outside].any()
+    found = measure(image, clean, window, min_change=14, window_px=side, weak_change=None)
+    truth = mask_xyxy(changed >= 14)
+    if found is None or truth is None:
+        # What hardly reaches into the image.
+        assert (changed >= 14).sum() < 12
+        return
+    assert np.abs(np.subtract(found.xyxy, truth)).max() <= 1 or (changed >= 14).sum() < 12
+    assert not (found.mask & (changed < 14)).any()
+    label = label_box(found.xyxy, even_margin(found.xyxy, float(rng.uniform(0, 4))), (width, height))
+    assert all(math.isfinite(edge) for edge in label)
+    assert 0 <= label[0] < label[2] <= width and 0 <= label[1] < label[3] <= height
+    assert all(found.xyxy[0] - 1 <= x <= found.xyxy[2] + 1 for polygon in found.polygons for x, _ in polygon)
+    row = " ".join(f"{value:.6f}" for value in yolo_from_xyxy(label, (width, height)))
+    annotations, problems = parse_yolo(f"0 {row}\n", (width, height), ["pit"], "a.txt")
+    # A sliver at the image's edge may be too small for a detector.
+    assert all(problem.severity == "warning" for problem in problems)
+    assert np.abs(np.subtract(annotations[0].xyxy, label)).max() < 0.5
+
+
+WAYS_IN = given(
+    st.integers(0, 2**32 - 1),
+    st.sampled_from(["diffusion", "paste"]),
+    st.tuples(st.floats(0, 1), st.floats(0, 1)),
+    st.tuples(st.integers(4, 12), st.integers(4, 12)),
+)
+
+
+def test_labels_are_those_of_what_changed() -> None:
+    FEW(WAYS_IN(labels_are_those_of_what_changed))()
+
+
+@pytest.mark.torture
+def test_labels_are_those_of_what_changed_in_ten_thousand_ways() -> None:
+    settings(FEW, max_examples=10_000)(WAYS_IN(labels_are_those_of_what_changed))()
