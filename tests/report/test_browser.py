@@ -76,6 +76,7 @@ def test_nothing_is_cut_off_empty_or_wider_than_the_page(opened: Any) -> None:
     )
     assert len(charts) >= 6
     assert all(width > 100 and height > 60 and paths > 5 for width, height, paths in charts)
+    assert opened.evaluate("[...document.querySelectorAll('.wide')].every(w => w.scrollWidth <= w.clientWidth + 1)")
     # Side by side or one below the other, never on top of each other.
     overlapping = opened.evaluate(
         """() => {
