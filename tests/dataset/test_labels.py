@@ -112,6 +112,13 @@ def test_width_of_a_hair_line_is_measured_in_the_generators_pixels() -> None:
     assert mask_xyxy(fine) == (10, 10, 60, 40)
 
 
+def test_sliver_of_a_broad_defect_at_the_edge_of_the_image_is_no_hair_line() -> None:
+    # The last two rows of a disc that goes on beyond the image: 7 and 11 pixels wide.
+    height = CLEAN.shape[0]
+    image = changed((20, height - 2, 27, height - 1), (18, height - 1, 29, height))
+    assert box_of(image, Window(0, height - 64, 64)) == (18, height - 2, 29, height)
+
+
 def test_specks_beside_a_defect_are_dropped_and_large_pieces_kept() -> None:
     blob, speck, piece = (20, 20, 40, 40), (50, 5, 54, 9), (45, 45, 55, 55)
     # 16 of 400 pixels are no part of it, 100 are.
