@@ -40,14 +40,6 @@ def clip_xyxy(xyxy: XYXY, size_wh: tuple[int, int]) -> XYXY:
     return (min(max(x1, 0.0), width), min(max(y1, 0.0), height), min(max(x2, 0.0), width), min(max(y2, 0.0), height))
 
 
-def expand_xyxy(xyxy: XYXY, margin_px: float) -> XYXY:
-    """The box with `margin_px` more on each side, not clipped; a negative margin shrinks it, at most to its centre."""
-    x1, y1, x2, y2 = (float(value) for value in xyxy)
-    x_margin = max(margin_px, -(x2 - x1) / 2)
-    y_margin = max(margin_px, -(y2 - y1) / 2)
-    return (x1 - x_margin, y1 - y_margin, x2 + x_margin, y2 + y_margin)
-
-
 def union(a: XYXY, b: XYXY) -> XYXY:
     """The smallest box that holds both."""
     return (min(a[0], b[0]), min(a[1], b[1]), max(a[2], b[2]), max(a[3], b[3]))

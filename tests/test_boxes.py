@@ -8,7 +8,6 @@ from hypothesis import strategies as st
 from defectgen.boxes import (
     area,
     clip_xyxy,
-    expand_xyxy,
     iou_xyxy,
     mask_outlines,
     mask_xyxy,
@@ -55,11 +54,6 @@ def test_union_holds_both_boxes() -> None:
 def test_area_of_a_turned_over_box_is_zero() -> None:
     assert area((1, 2, 4, 6)) == 12
     assert area((4, 6, 1, 2)) == 0
-
-
-def test_margin_widens_each_side_and_shrinks_no_further_than_the_centre() -> None:
-    assert expand_xyxy((10, 10, 20, 14), 3) == (7, 7, 23, 17)
-    assert expand_xyxy((10, 10, 20, 14), -3) == (13, 12, 17, 12)
 
 
 def test_iou_of_two_boxes_by_hand() -> None:

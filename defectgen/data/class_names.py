@@ -28,7 +28,7 @@ def classes_of(format: str, suffix: str, root: Path, marked: Sequence[Marked]) -
             return []
         if names := _listed(root):
             return names
-        return [f"{UNNAMED}{number}" for number in range(_num_classes(_texts(suffix, marked)))]
+        return [f"{UNNAMED}{number}" for number in range(num_classes_in(_texts(suffix, marked)))]
     labels_in = {"labelme": labels_in_labelme, "voc": labels_in_voc}[format]
     return sorted(set().union(*map(labels_in, _texts(suffix, marked))))
 
@@ -60,7 +60,7 @@ def _texts(suffix: str, marked: Sequence[Marked]) -> Iterable[str]:
                 continue
 
 
-def _num_classes(texts: Iterable[str]) -> int:
+def num_classes_in(texts: Iterable[str]) -> int:
     """One more than the highest class number of well-formed rows."""
     numbers = {number for text in texts for line in text.splitlines() if (number := _class_number(line)) is not None}
     highest = -1

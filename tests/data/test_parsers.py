@@ -13,12 +13,13 @@ from hypothesis import strategies as st
 from pycocotools import mask as coco_mask
 
 from defectgen.data.annotations import MarkedSet, Marks
+from defectgen.data.class_names import num_classes_in
 from defectgen.data.formats.coco import _counts, read_coco
 from defectgen.data.formats.cvat import read_cvat
 from defectgen.data.formats.labelme import labels_in_labelme, parse_labelme
 from defectgen.data.formats.masks import read_mask
 from defectgen.data.formats.voc import labels_in_voc, parse_voc
-from defectgen.data.formats.yolo import faults_in_data_yaml, names_in, num_classes_in, parse_yolo
+from defectgen.data.formats.yolo import faults_in_data_yaml, names_in, parse_yolo
 from defectgen.errors import DataError
 from defectgen.images import encode_image
 from defectgen.records import Annotation, Problem
@@ -303,7 +304,7 @@ def test_class_number_of_thousands_of_digits_is_a_fault() -> None:
     assert [mark.class_id for mark in found] == [1]
     assert [problem.where for problem in problems] == ["row 1", "row 2"]
     assert all(len(problem.reason) < 120 for problem in problems)
-    assert num_classes_in(rows) == 2
+    assert num_classes_in([rows]) == 2
 
 
 @pytest.fixture

@@ -28,13 +28,6 @@ def parse_yolo(text: str, size_wh: tuple[int, int], class_names: Sequence[str], 
     return annotations, problems
 
 
-def num_classes_in(text: str) -> int:
-    """One more than the highest class number of the rows; 0 where none is one."""
-    firsts = [line.split()[0] for line in text.splitlines() if line.strip()]
-    # Nobody has more classes than that: a longer number is a slip, which reading the rows tells.
-    return max((int(first) + 1 for first in firsts if first.isdecimal() and len(first) <= 4), default=0)
-
-
 def _annotation_of_row(row: list[str], size_wh: tuple[int, int], num_classes: int) -> Annotation:
     remedy = "a row is `class x y w h` or `class x1 y1 x2 y2 x3 y3 ...`"
     if len(row) != 5 and (len(row) < 7 or len(row) % 2 == 0):
