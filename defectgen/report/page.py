@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -145,7 +146,9 @@ def _of_bench(benches: Sequence[Path], progress: Progress) -> dict[str, Any]:
         if (run / "recipe.yaml").exists() and (run / "dataset" / MANIFEST_NAME).exists():
             recipe = _read_recipe(run)
             context |= _of_recipe(recipe, run, None) | {"of_cell": f"K = {k}, seed {-seed}"}
-            context["review_with"] = f"defectgen synth {run / 'recipe.yaml'} --out {run} --review review.json"
+            context["review_with"] = shlex.join(
+                ["defectgen", "synth", str(run / "recipe.yaml"), "--out", str(run), "--review", "review.json"]
+            )
             _add_set(context, recipe, run, progress)
             break
     ks, seeds, arms = (dict.fromkeys(row[name] for row in rows) for name in ("k", "seed", "arm"))
