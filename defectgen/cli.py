@@ -23,7 +23,7 @@ from defectgen.recipe import Recipe, json_schema, load_recipe
 from defectgen.trackers import installed_trackers
 
 if TYPE_CHECKING:
-    from defectgen.data.look import Layout
+    from defectgen.data.layout import Layout
     from defectgen.records import Sources
 
 app = typer.Typer(
@@ -154,9 +154,11 @@ def init(
     data_format: DataFormat = None,
     as_json: AsJson = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a recipe that is there.")] = False,
+    log_file: LogFile = None,
+    verbose: Verbose = False,
 ) -> None:
     """Look at a folder, say what it holds, and write a commented recipe for it."""
-    with _reported(_command()):
+    with _reported(_command(), log_file):
         from defectgen.draft import draft
         from defectgen.images import write_bytes_atomic
 
@@ -166,7 +168,7 @@ def init(
             raise UsageError(f"{path}: is there already; name another --recipe, or --overwrite to replace it")
         layout, others = _looked_at(folder, data_format)
         _require_utf8(*layout.notes)
-        text, sources = draft(folder, layout, ProgressLines(stderr))
+        text, sources = draft(folder, layout, ProgressLines(stderr, log_file=log_file, verbose=verbose))
         write_bytes_atomic(path, text.encode())
         errors = [str(problem) for problem in sources.problems if problem.severity == "error"]
         marks = sum(len(image.annotations) for image in sources.train_pool)
@@ -204,56 +206,42 @@ def check(
     data_format: DataFormat = None,
     strict: Annotated[bool, typer.Option("--strict", help="Warnings fail, too.")] = False,
     as_json: AsJson = False,
+    log_file: LogFile = None,
+    verbose: Verbose = False,
 ) -> None:
     """Look at the data: counts, sizes, classes, groups, leaks, and every problem with file and reason.
 
     Every image is decoded, nothing is written. Exits with 1 where there is an error.
     """
-    with _reported(_command()):
+    with _reported(_command(), log_file):
         from dataclasses import replace
 
         from defectgen.data.check import render, summarise
         from defectgen.data.duplicates import find_near_duplicates
 
-        progress = ProgressLines(stderr)
+        progress = ProgressLines(stderr, log_file=log_file, verbose=verbose)
         with tempfile.TemporaryDirectory() as scratch:
             # Looking leaves nothing behind: the demo product is written into the run folder by `fit` alone.
-            sources, notes = _to_check(path, data_format, overrides, out, Path(scratch) / "demo", progress, aside=True)
+            demo = Path(scratch) / "demo"
+            sources, layout = _read(path, data_format, overrides, out, demo, progress, split=True)
             sources = replace(sources, problems=(*sources.problems, *find_near_duplicates(sources, progress)))
             summary = summarise(sources, progress)
+        notes = [*layout.notes] if layout else []
+        if layout and layout.aside:
+            notes.append("what is left aside is checked, and counted as training data or held out, all the same")
         if as_json:
-            _print_json(summary | {"notes": list(notes)})
+            _print_json(summary | {"notes": notes})
         else:
             for note in notes:
                 stdout.print(note, markup=False, highlight=False)
             stdout.print(render(summary))
+        for problem in sources.problems:
+            append_log(log_file, f"{problem.severity}: {problem}")
         if any(strict or one["severity"] == "error" for one in summary["problems"]):
             raise typer.Exit(1)
 
 
-def _to_check(
-    path: Path,
-    data_format: str | None,
-    overrides: list[str] | None,
-    out: Path | None,
-    demo: Path,
-    progress: Progress,
-    *,
-    aside: bool = False,
-) -> tuple[Sources, tuple[str, ...]]:
-    """What a recipe or a folder holds, and how the folder was read.
-
-    Args:
-        aside: read what a recipe for the folder has no field for, too.
-    """
-    sources, layout = _to_read(path, data_format, overrides, out, demo, progress, split=True, aside=aside)
-    if layout is None:
-        return sources, ()
-    note = "what is left aside is checked, and counted as training data or held out, all the same"
-    return sources, (*layout.notes, note) if aside and layout.aside else layout.notes
-
-
-def _to_read(
+def _read(
     path: Path,
     data_format: str | None,
     overrides: list[str] | None,
@@ -262,13 +250,11 @@ def _to_read(
     progress: Progress,
     *,
     split: bool,
-    aside: bool,
 ) -> tuple[Sources, Layout | None]:
-    """What a recipe or a folder holds, and the layout that the folder was read by.
+    """What a recipe or a folder holds, and the layout that the folder was read by, with what that leaves aside.
 
     Args:
         split: a folder that has no test set.
-        aside: as in `_to_check`.
     """
     if path.is_dir():
         if overrides or out:
@@ -279,7 +265,7 @@ def _to_read(
         path = path.absolute()
         layout, _ = _looked_at(path, data_format)
         sources = read_layout(path, layout, split=split, progress=progress)[1]
-        return with_aside(sources, path, layout, progress) if aside and layout.aside else sources, layout
+        return with_aside(sources, path, layout, progress) if layout.aside else sources, layout
     if data_format:
         raise UsageError("--format: goes with a folder; a recipe has data.format")
     from defectgen.data.load import load_sources
@@ -376,13 +362,15 @@ def synth(
 def verify(
     dataset: Annotated[Path, typer.Argument(metavar="DATASET", help="A data set, or a run folder that holds one.")],
     as_json: AsJson = False,
+    log_file: LogFile = None,
+    verbose: Verbose = False,
 ) -> None:
     """Re-read a data set: decode every image, check every label and hash, run Ultralytics' own check."""
-    with _reported(_command()):
+    with _reported(_command(), log_file):
         from defectgen.dataset.verify import verify_dataset
         from defectgen.yolo.label_check import ultralytics_label_check
 
-        progress = ProgressLines(stderr)
+        progress = ProgressLines(stderr, log_file=log_file, verbose=verbose)
         folder = dataset / "dataset" if (dataset / "dataset").is_dir() else dataset
         problems = [str(problem) for problem in verify_dataset(folder, progress)]
         theirs: dict[str, Any] = {}
@@ -392,6 +380,9 @@ def verify(
         rejected = theirs.get("num_corrupt", 0) + theirs.get("num_missing", 0)
         modified = len(theirs.get("modified_files", []))
         good = not problems and rejected == 0 and modified == 0
+        verdict = f"{folder}: {'verified' if good else 'does not verify'}"
+        for line in [*(f"problem: {problem}" for problem in problems), *theirs.get("messages", []), verdict]:
+            append_log(log_file, line)
         if as_json:
             _print_json({"good": good, "problems": problems, "ultralytics": theirs})
         else:
@@ -403,7 +394,7 @@ def verify(
                 stdout.print(
                     f"Ultralytics' check: {theirs['num_images']} images, {rejected} rejected, {modified} modified"
                 )
-            stdout.print(f"{folder}: {'verified' if good else 'does not verify'}", soft_wrap=True, highlight=False)
+            stdout.print(verdict, soft_wrap=True, highlight=False)
         if not good:
             raise typer.Exit(1)
 
@@ -446,12 +437,18 @@ def report(
     folder: Annotated[
         Path, typer.Argument(metavar="RUN", help="A run folder, as runs/<recipe name>, or one of bench.")
     ],
+    log_file: LogFile = None,
+    verbose: Verbose = False,
 ) -> None:
     """Write report.html again: what was made, what it is worth and why, on one page that needs no network."""
-    with _reported(_command()):
+    with _reported(_command(), log_file):
         from defectgen.report.page import write_report
 
-        stdout.print(str(write_report(folder, progress=ProgressLines(stderr))), soft_wrap=True, highlight=False)
+        stdout.print(
+            str(write_report(folder, progress=ProgressLines(stderr, log_file=log_file, verbose=verbose))),
+            soft_wrap=True,
+            highlight=False,
+        )
 
 
 @app.command("train-yolo")
@@ -589,19 +586,19 @@ def export(
     data_format: DataFormat = None,
     as_json: AsJson = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a folder that is there.")] = False,
+    log_file: LogFile = None,
+    verbose: Verbose = False,
 ) -> None:
     """Write a data set for other trainers and tools, split as it is; a folder without a split is one set."""
-    with _reported(_command()):
+    with _reported(_command(), log_file):
         from defectgen.export import FORMATS
         from defectgen.export import export as write
 
         if to not in FORMATS:
             raise UsageError(f"--to: must be of {', '.join(FORMATS)}, got {to!r}")
         with tempfile.TemporaryDirectory() as scratch:
-            progress = ProgressLines(stderr)
-            sources, layout = _to_read(
-                path, data_format, overrides, None, Path(scratch) / "demo", progress, split=False, aside=True
-            )
+            progress, demo = ProgressLines(stderr, log_file=log_file, verbose=verbose), Path(scratch) / "demo"
+            sources, layout = _read(path, data_format, overrides, None, demo, progress, split=False)
             for note in layout.notes if layout else ():
                 stderr.print(note, markup=False, highlight=False)
             aside = layout.aside if layout else ()

@@ -539,3 +539,15 @@ def test_log_file_has_the_command_its_progress_and_its_errors(
     assert run("synth", "missing.yaml", "--log-file", log).exit_code == 2
     added = log.read_text().splitlines()[len(lines) :]
     assert "error: missing.yaml: cannot be read as a recipe" in added[-1]
+
+
+@pytest.mark.parametrize(
+    "arguments", [["init"], ["check"], ["verify"], ["report"], ["export", "--to", "coco", "--out", "unused"]]
+)
+def test_every_command_that_reads_has_a_log_file(run: Run, tmp_path: Path, arguments: list[str]) -> None:
+    log, empty = tmp_path / "log.txt", tmp_path / "empty"
+    empty.mkdir()
+    command, *options = arguments
+    assert run(command, empty, *options, "--log-file", log, "-v").exit_code != 0
+    lines = [line[21:] for line in log.read_text().splitlines()]
+    assert len(lines) >= 2 and "empty" in lines[1]
