@@ -214,17 +214,14 @@ def check(
     Every image is decoded, nothing is written. Exits with 1 where there is an error.
     """
     with _reported(_command(), log_file):
-        from dataclasses import replace
-
-        from defectgen.data.check import render, summarise
-        from defectgen.data.duplicates import find_near_duplicates
+        from defectgen.data.check import look_closely, render, summarise
 
         progress = ProgressLines(stderr, log_file=log_file, verbose=verbose)
         with tempfile.TemporaryDirectory() as scratch:
             # Looking leaves nothing behind: the demo product is written into the run folder by `fit` alone.
             demo = Path(scratch) / "demo"
             sources, layout = _read(path, data_format, overrides, out, demo, progress, split=True)
-            sources = replace(sources, problems=(*sources.problems, *find_near_duplicates(sources, progress)))
+            sources = look_closely(sources, progress)
             summary = summarise(sources, progress)
         notes = [*layout.notes] if layout else []
         if layout and layout.aside:

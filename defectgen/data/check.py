@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,8 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from defectgen.data.drawn_on import find_drawn_on
+from defectgen.data.duplicates import find_near_duplicates
 from defectgen.data.lines import with_lines
 from defectgen.progress import Progress, silent
 from defectgen.records import LabelledImage, Sources
@@ -19,6 +21,12 @@ from defectgen.records import LabelledImage, Sources
 _SUBSETS = ("train", "train_pool", "train_clean", "test", "test_clean")
 _LISTED_GROUPS = 20
 _SHOWN_PROBLEMS = 50
+
+
+def look_closely(sources: Sources, progress: Progress = silent) -> Sources:
+    """`sources` with what only a comparison of its pictures shows, among the problems."""
+    found = [*find_near_duplicates(sources, progress), *find_drawn_on(sources, progress)]
+    return replace(sources, problems=(*sources.problems, *found))
 
 
 def summarise(sources: Sources, progress: Progress = silent) -> dict[str, Any]:

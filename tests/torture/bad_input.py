@@ -114,6 +114,16 @@ def _in_validation(root: Path, victim: str) -> str:
     return f"val/images/v_{victim}.png"
 
 
+def _drawn_on(root: Path, victim: str) -> str:
+    """A box drawn into one picture of a camera without colour."""
+    for path in root.glob("*/images/*.png"):
+        grey = np.repeat(part(int(path.stem[1:])).min(axis=2, keepdims=True), 3, axis=2)
+        if path.stem == victim:
+            cv2.rectangle(grey, (20, 20), (40, 36), (0, 255, 0), 1)
+        path.write_bytes(encode_image(grey, "png"))
+    return f"train/images/{victim}.png"
+
+
 def _missing_label(root: Path, victim: str) -> str:
     path = root / "train/labels" / f"{victim}.txt"
     path.unlink()
@@ -211,6 +221,7 @@ KINDS = (
     Kind("training image among the test images", _in_test(lambda image: image)),
     Kind("training image re-encoded among the test images", _in_test(lambda image: image, "jpg")),
     Kind("training image mirrored among the test images", _in_test(lambda image: image[:, ::-1])),
+    Kind("box drawn into a grey picture", _drawn_on, of_a_file=False),
     _of_the_set("data.yaml is no YAML", "names: [scratch, pit\ntrain: : x"),
     _of_the_set("data.yaml without names", "train: train/images\nval: test/images\n"),
     _of_the_set("class names numbered with a gap", f"{SPLITS}names: {{0: scratch, 2: pit}}\n"),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,7 @@ import pytest
 from bad_input import KINDS, VICTIM, Kind, write_good_set
 
 from defectgen.data.aside import with_aside
-from defectgen.data.duplicates import find_near_duplicates
+from defectgen.data.check import look_closely
 from defectgen.data.look import look
 from defectgen.draft import read_layout
 from defectgen.errors import DataError
@@ -24,8 +23,7 @@ def reports(root: Path) -> list[str]:
         sources = with_aside(sources, root, layout)
     except DataError as error:
         return [str(error)]
-    sources = replace(sources, problems=(*sources.problems, *find_near_duplicates(sources)))
-    return [str(problem) for problem in sources.problems]
+    return [str(problem) for problem in look_closely(sources).problems]
 
 
 def test_good_set_raises_no_alarm(tmp_path: Path) -> None:
