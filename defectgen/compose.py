@@ -208,7 +208,8 @@ def _place(
                 studio.models,
                 int(number),
                 turn=draw_turn(rng, recipe.place),
-                scale=float(rng.uniform(*recipe.place.scale)),
+                # As often half as large as twice as large.
+                scale=float(np.exp(rng.uniform(*np.log(recipe.place.scale)))),
                 taken=taken,
                 max_overlap=recipe.place.max_overlap,
                 allowed=allowed,

@@ -18,7 +18,7 @@ import numpy as np
 
 from defectgen.boxes import area, mask_outlines, mask_xyxy, polygon_xyxy
 from defectgen.copies import copied_in
-from defectgen.dataset.labels import even_margin, label_box
+from defectgen.dataset.labels import even_margin, label_box, own_margin
 from defectgen.errors import RunError
 from defectgen.images import read_rgb, sha256_file
 from defectgen.inpaint.backends import two_levels
@@ -54,7 +54,15 @@ def compose_copy_paste(recipe: Recipe, sources: Sources, studio: Studio, row: di
         placement = placed["placement"]
         turn, window = replace(Turn.of_json(placement), warp=0.0), Window(*placement["window"])
         after, _ = copied_in(recipe, sources, studio, placement["model"], turn, window, image)
-        return after, annotated_box(studio.models[placement["model"]], turn, window, image.shape[1::-1])
+        model, size_wh = studio.models[placement["model"]], image.shape[1::-1]
+        box = annotated_box(model, turn, window, size_wh)
+        margin = own_margin(model.crop, model.twin, min_change=recipe.labels.min_change)
+        if model.crop.outlined or margin is None:
+            return after, box
+        # Annotators leave as many pixels around a small defect as around a large one (see `annotators_margin`).
+        too_small = 1 - window.side / model.crop.window.side
+        left, top, right, bottom = (side * too_small for side in turn.sides(margin))
+        return after, label_box(box, (left, top, right, bottom), size_wh)
 
     return _painted(recipe, sources, row, paint, backend="poisson")
 

@@ -278,7 +278,8 @@ class FaintTail(Blobs):
 
 
 def test_label_follows_a_faint_end_unless_the_annotators_margin_holds_it(toys: Any, demo_sources: Sources) -> None:
-    recipe = toys.recipe(inpaint=FROM_PLACE, place={"per_image": (1, 1)}, synth={"num_images": 12, "clean_share": 0})
+    place = {"per_image": (1, 1), "scale": (1.5, 1.5)}
+    recipe = toys.recipe(inpaint=FROM_PLACE, place=place, synth={"num_images": 12, "clean_share": 0})
     widths = {}
     for margin in (0.0, 1.0):
         studio = replace(make_studio(recipe, demo_sources, margin=margin), pipeline=FaintTail())

@@ -55,6 +55,21 @@ def test_copy_paste_puts_the_real_pixels_into_the_same_box(toys: Any, tmp_path: 
     assert (composite.mask[58:66, 60:76] == 1).all()
 
 
+def test_small_copy_is_labelled_with_the_margin_of_a_large_one(toys: Any, tmp_path: Path) -> None:
+    sources = block_sources(tmp_path)
+    recipe = toys.recipe()
+    studio = make_studio(recipe, sources)
+    (model,) = studio.models
+    # A block of 16 x 8 px with 4 px to each side of its box.
+    twinned = replace(studio, models=[replace(model, twin=np.full_like(model.twin, 128))])
+    window = Window(30, 20, model.crop.window.side // 2)
+    row = copy_paste_row(0, window, (0.0, 0.0, 9.0, 9.0), "part.png")
+    (placed,) = compose_copy_paste(recipe, sources, twinned, row).placed
+    x1, y1, x2, y2 = placed.label_xyxy
+    assert (x2 - x1, y2 - y1) == pytest.approx((8 + 2 * 4, 4 + 2 * 4), abs=1.5)
+    assert ((x1 + x2) / 2, (y1 + y2) / 2) == pytest.approx((30 + window.side / 2, 20 + window.side / 2), abs=1.5)
+
+
 def test_copy_paste_repeats_the_places_of_a_made_set(toys: Any, demo_sources: Sources) -> None:
     from defectgen.dataset.write import write_composite
 
