@@ -30,7 +30,7 @@ from defectgen.dataset.labels import (
 from defectgen.errors import RunError
 from defectgen.images import read_rgb, sha256_file
 from defectgen.inpaint.backends import composite
-from defectgen.inpaint.placement import Model, Placement, draw_turn, find_place
+from defectgen.inpaint.placement import Model, Placement, draw_scale, draw_turn, find_place
 from defectgen.recipe import Recipe
 from defectgen.records import XYXY, Composite, LabelledImage, PlacedDefect, Rejection, Sources
 from defectgen.seeds import derive_seed, numpy_rng
@@ -208,8 +208,7 @@ def _place(
                 studio.models,
                 int(number),
                 turn=draw_turn(rng, recipe.place),
-                # As often half as large as twice as large.
-                scale=float(np.exp(rng.uniform(*np.log(recipe.place.scale)))),
+                scale=draw_scale(rng, recipe.place),
                 taken=taken,
                 max_overlap=recipe.place.max_overlap,
                 allowed=allowed,

@@ -12,7 +12,7 @@ from defectgen.records import Problem, Sources
 COLOURED_LEVELS = 64
 # Of an image's pixels: fewer are specks, more are a camera's own colour.
 FEWEST_PIXELS, MOST_OF_IMAGE = 20, 0.3
-# Among so many grey images, and of them at most this share.
+# Among so many grey images, where at most this share of all has any.
 FEWEST_GREY, RARE = 5, 0.1
 
 
@@ -23,18 +23,16 @@ def find_drawn_on(sources: Sources, progress: Progress = silent) -> list[Problem
     """
     subsets = (sources.train_pool, sources.train_clean, sources.test, sources.test_clean)
     images = {image.path: image for subset in subsets for image in subset}
-    marked = []
+    with_colour = []
     for number, image in enumerate(images.values(), 1):
         pixels = read_rgb(image.path)
         coloured = int((np.ptp(pixels, axis=2) >= COLOURED_LEVELS).sum())
         if coloured >= FEWEST_PIXELS:
-            if coloured > MOST_OF_IMAGE * pixels[..., 0].size:
-                return []
-            marked.append((image, coloured))
+            with_colour.append((image, coloured, coloured / pixels[..., 0].size))
         progress("look for drawn marks", number, len(images), "")
-        if len(marked) > max(RARE * len(images), 1):
+        if len(with_colour) > max(RARE * len(images), 1):
             return []
-    grey = len(images) - len(marked)
+    grey = len(images) - len(with_colour)
     if grey < FEWEST_GREY:
         return []
     return [
@@ -45,5 +43,6 @@ def find_drawn_on(sources: Sources, progress: Progress = silent) -> list[Problem
             f"has {coloured} pixels of strong colour, while {grey} of {len(images)} images are grey: drawn marks?",
             "a detector learns marks instead of defects: put the picture as the camera took it in its place",
         )
-        for image, coloured in marked
+        for image, coloured, share in with_colour
+        if share <= MOST_OF_IMAGE
     ]

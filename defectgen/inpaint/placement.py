@@ -143,6 +143,11 @@ def draw_turn(rng: np.random.Generator, place: Place) -> Turn:
     return Turn(flip_x, flip_y, 90.0 * quarters + angle, place.warp, int(rng.integers(2**31)))
 
 
+def draw_scale(rng: np.random.Generator, place: Place) -> float:
+    """Even in its logarithm: as often half as large as twice as large."""
+    return float(np.exp(rng.uniform(*np.log(place.scale))))
+
+
 def find_place(
     image: np.ndarray,
     models: Sequence[Model],

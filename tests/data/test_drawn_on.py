@@ -52,6 +52,8 @@ def test_colour_that_many_have_is_the_products(tmp_path: Path) -> None:
 def test_picture_of_another_camera_is_not_drawn_on(tmp_path: Path) -> None:
     coloured = np.random.default_rng(0).integers(0, 256, (64, 96, 3)).astype(np.uint8)
     assert found(tmp_path, [*(grey(seed) for seed in range(10)), coloured], "png") == []
+    # Nor does it hide one that is.
+    assert found(tmp_path, [*(grey(seed) for seed in range(20)), coloured, boxed(21)], "png") == ["21"]
 
 
 def test_among_three_nobody_can_tell(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 import defectgen.inpaint.placement as placement_module
 from defectgen.boxes import iou_xyxy
 from defectgen.crops import Crop, annotation_mask, centre, crop_side, with_surroundings
-from defectgen.inpaint.placement import Model, Placement, Turn, annotated_box, draw_turn, find_place
+from defectgen.inpaint.placement import Model, Placement, Turn, annotated_box, draw_scale, draw_turn, find_place
 from defectgen.recipe import Place
 from defectgen.records import XYXY, Annotation
 from defectgen.windows import crop_window, resize, window_at, window_side
@@ -285,6 +285,14 @@ def test_edges_that_a_turned_defect_touches_are_where_its_pixels_come_to_lie(ang
     turned = turn.apply(bar) > 128
     shown = (turned[:, 0].any(), turned[0].any(), turned[:, -1].any(), turned[-1].any())
     assert turn.sides((True, False, False, False)) == shown
+
+
+def test_half_as_large_is_as_frequent_as_twice_as_large() -> None:
+    rng, place = np.random.default_rng(0), Place(scale=(0.5, 2))
+    scales = np.array([draw_scale(rng, place) for _ in range(4000)])
+    assert scales.min() >= 0.5 and scales.max() <= 2
+    assert np.quantile(scales, [0.25, 0.5, 0.75]) == pytest.approx([2**-0.5, 1, 2**0.5], rel=0.05)
+    assert draw_scale(rng, Place(scale=(0.7, 0.7))) == pytest.approx(0.7)
 
 
 def test_turns_by_hand() -> None:
