@@ -119,7 +119,8 @@ def _as_the_camera(image: np.ndarray, real: np.ndarray) -> np.ndarray:
     """`image` grey where `real` is grey, binary where that is binarised: anything else no camera would show."""
     levels = two_levels(real)
     if levels is not None:
-        return np.where(image.mean(axis=2, keepdims=True) < np.mean(levels), *levels).astype(np.uint8)
+        binary = np.where(image.mean(axis=2, keepdims=True) < np.mean(levels), *levels)
+        return np.repeat(binary.astype(np.uint8), 3, axis=2)
     if (real == real[..., :1]).all():
         return np.repeat(np.round(image.mean(axis=2, keepdims=True)).astype(np.uint8), 3, axis=2)
     return image

@@ -203,7 +203,9 @@ def test_augmented_images_are_what_the_camera_gives(toys: Any, tmp_path: Path) -
         image = compose_augmented(recipe, grey, index).image
         assert (image == image[..., :1]).all()
     for index in range(12):
-        assert set(np.unique(compose_augmented(recipe, spot(tmp_path, colour=(0, 0, 0)), index).image)) <= {0, 255}
+        made = compose_augmented(recipe, spot(tmp_path, colour=(0, 0, 0)), index)
+        assert made.image.shape == (*made.mask.shape, 3)
+        assert set(np.unique(made.image)) <= {0, 255}
     coloured = [compose_augmented(recipe, spot(tmp_path, at=60), index).image for index in range(4)]
     assert all(len(np.unique(image)) > 10 for image in coloured)
 
