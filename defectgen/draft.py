@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,26 +27,20 @@ _LEAST_SIDE_PX = 16
 def read_layout(
     root: Path, layout: Layout, *, split: bool = True, progress: Progress = silent
 ) -> tuple[Recipe, Sources]:
-    """A recipe for the data alone, and the data without what the layout leaves aside; where there is no clean image, it
-    does without. `split`: hold groups out where the layout has no test set.
+    """A recipe for the data alone, and the data; where there is no clean image, it does without.
+
+    `split`: hold groups out where the layout has no test set.
 
     Raises:
         DataError: a folder or the class names cannot be read.
     """
-    aside = [root.absolute() / one.images for one in layout.aside]
-    return _read(root, layout, split=split, progress=progress, without=aside)
-
-
-def _read(
-    root: Path, layout: Layout, *, split: bool, progress: Progress, without: Collection[Path]
-) -> tuple[Recipe, Sources]:
     name = re.sub(r"[^A-Za-z0-9_.-]+", "_", root.resolve().name).strip("_.-") or "data"
     data = layout.data | {"root": str(root.absolute())} | ({} if split else {"test_fraction": 0})
     recipe = Recipe.model_validate({"name": name, "data": data})
-    sources = load_sources(recipe, progress=progress, without=without)
+    sources = load_sources(recipe, progress=progress)
     if not sources.train_clean:
         recipe = Recipe.model_validate({"name": name, "data": data | {"base": "defective"}})
-        sources = load_sources(recipe, progress=progress, without=without)
+        sources = load_sources(recipe, progress=progress)
     return recipe, replace(sources, problems=(*layout.problems, *sources.problems))
 
 
@@ -56,8 +50,7 @@ def draft(root: Path, layout: Layout, progress: Progress = silent) -> tuple[str,
     Raises:
         DataError: a folder or the class names cannot be read.
     """
-    # What lies aside within a folder is in the data of the recipe, which has no field to leave it out.
-    recipe, sources = _read(root, layout, split=True, progress=progress, without=())
+    recipe, sources = read_layout(root, layout, progress=progress)
     name, data = recipe.name, recipe.data.model_dump(exclude_unset=True)
     classes = data.get("classes") or list(sources.class_names)
     lines = ["# Drafted by `defectgen init`, which found:", *(f"#   {note}" for note in layout.notes)]

@@ -6,7 +6,7 @@ import difflib
 import json
 import os
 import re
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Annotated, Any, Literal, get_args, get_origin
 
 import yaml
@@ -61,6 +61,11 @@ class Data(Section):
     test_images: str | None = Field(None, description="Held-out real images; default: groups split off train_images.")
     test_labels: str | None = Field(None, description="Their labels; default as for train_labels.")
     test_clean: str | None = Field(None, description="Held-out clean images: false alarms on good parts count.")
+    leave_out: list[str] = Field(
+        [],
+        description="Images and folders not to read, relative to `root`; *, ? and [ab] as in a shell, ** for any "
+        "folders. Nothing learns from them and nothing is judged by them.",
+    )
     group_pattern: str | None = Field(
         None,
         description="Regular expression searched in the file name; its first group names what must stay on one side "
@@ -93,6 +98,14 @@ class Data(Section):
             raise ValueError(f"is no regular expression ({error})") from None
         if pattern.groups < 1:
             raise ValueError("needs a group in parentheses, as in ^(part\\d+)_")
+        return value
+
+    @field_validator("leave_out")
+    @classmethod
+    def _stays_below_root(cls, value: list[str]) -> list[str]:
+        for pattern in value:
+            if not PurePath(pattern).parts or PurePath(pattern).is_absolute() or ".." in PurePath(pattern).parts:
+                raise ValueError(f"needs paths below root, as in images/p3_*.jpg, got {pattern!r}")
         return value
 
     @model_validator(mode="after")

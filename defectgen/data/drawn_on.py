@@ -41,7 +41,8 @@ def find_drawn_on(sources: Sources, progress: Progress = silent) -> list[Problem
             str(image.path),
             "",
             f"has {coloured} pixels of strong colour, while {grey} of {len(images)} images are grey: drawn marks?",
-            "a detector learns marks instead of defects: put the picture as the camera took it in its place",
+            "a detector learns marks instead of defects: put the picture as the camera took it in its place, or name "
+            "it in data.leave_out",
         )
         for image, coloured, share in with_colour
         if share <= MOST_OF_IMAGE

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -119,7 +120,10 @@ def arrange(
         data[f"{subset}_clean"] = places[f"{subset}_clean"].relative_to(root).as_posix()
         notes.append(f"clean product{', held out' if subset == 'test' else ''}: {data[f'{subset}_clean']}")
     notes += _unmarked(folders, marked, twins, format)
-    notes += _within(root, places, aside)
+    # A field's folder is read with all that lies below it.
+    within = [one.images for one in aside if any((root / one.images).is_relative_to(p) for p in places.values())]
+    if within:
+        data["leave_out"] = [glob.escape(images) for images in within]
     lists = split_lists(root, folders) if held_out is None else []
     if lists:
         listed = ", ".join(lists)
@@ -205,13 +209,3 @@ def _unmarked(folders: Sequence[Folder], marked: Sequence[Marked], twins: dict[s
     notes = [f"no annotations, left aside: {', '.join(without)}"] if without else []
     pairs = [f"{twin} (as {photos})" for twin, photos in twins.items()]
     return notes + ([f"the same file names as other images, not read: {', '.join(pairs)}"] if pairs else [])
-
-
-def _within(root: Path, places: dict[str, Path], aside: Sequence[Aside]) -> list[str]:
-    notes = []
-    for one in aside:
-        for field, place in places.items():
-            if (root / one.images).is_relative_to(place):
-                reason = f"{one.images} lies within data.{field}: a recipe reads it with that"
-                notes.append(f"{reason}; move it out to leave it aside")
-    return notes

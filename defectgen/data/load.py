@@ -25,22 +25,21 @@ def load_sources(
     recipe: Recipe,
     demo_folder: Path | None = None,
     progress: Progress = silent,
-    *,
-    without: Collection[Path] = (),
 ) -> Sources:
     """The recipe's real defects and clean images. Faults of single files are in `problems`: see `require_usable`.
 
-    `demo_folder`: where the demo product is, or is written to; needed with `data.demo` alone. `without`: folders that
-    are not read where they lie within one of the recipe's, as one that another field names is not.
+    `demo_folder`: where the demo product is, or is written to; needed with `data.demo` alone.
 
     Raises:
-        DataError: a folder is missing (all of them in one message), or the class names cannot be read.
+        DataError: a folder is missing (all of them in one message), data.leave_out names what is not there, or the
+            class names cannot be read.
         UsageError: data.test_groups names a group no image has.
     """
     data = _with_demo(recipe.data, demo_folder)
     assert data.root is not None
     root = Path(data.root).absolute()
     folders = _folders(data, root)
+    left_out = _left_out(data, root)
     names = class_names(data, root)
     problems: list[Problem] = []
     if data.format == "yolo" and not data.classes:
@@ -57,7 +56,7 @@ def load_sources(
             data.format,
             names,
             group_pattern=data.group_pattern,
-            without=inside(folder, [*folders.values(), *without]),
+            without=[*inside(folder, folders.values()), *left_out],
             progress=progress,
         )
         # Both subsets may warn of the same label.
@@ -68,8 +67,8 @@ def load_sources(
         folder = folders.get(field)
         if folder is None:
             return []
-        others = inside(folder, [*folders.values(), *without])
-        found, faults = read_clean(folder, group_pattern=data.group_pattern, without=others, progress=progress)
+        without = [*inside(folder, folders.values()), *left_out]
+        found, faults = read_clean(folder, group_pattern=data.group_pattern, without=without, progress=progress)
         problems.extend(faults)
         return found
 
@@ -162,6 +161,17 @@ def _folders(data: Data, root: Path) -> dict[str, Path]:
     if missing:
         raise DataError("\n".join(missing))
     return folders
+
+
+def _left_out(data: Data, root: Path) -> list[Path]:
+    """What data.leave_out names."""
+    found: list[Path] = []
+    for pattern in data.leave_out:
+        matches = sorted(root.glob(pattern))
+        if not matches:
+            raise DataError(f"data.leave_out: nothing below {root} is called {pattern!r}; correct it, or remove it")
+        found += matches
+    return found
 
 
 def _marked_clean(defective: Sequence[LabelledImage], clean: Sequence[LabelledImage]) -> list[Problem]:

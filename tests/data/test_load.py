@@ -55,6 +55,26 @@ def _errors(sources: Sources) -> list[str]:
     return [str(problem) for problem in sources.problems if problem.severity == "error"]
 
 
+def test_what_is_left_out_is_nowhere(tmp_path: Path) -> None:
+    root = _write_product(tmp_path)
+    sources = load_sources(_recipe(root, leave_out=["images/p2_a.png", "**/p0_*", "labels/p3*"]))
+    assert sources.problems == ()
+    assert _names(sources) == {
+        "train": ["p3_a.png"],
+        "train_pool": ["p3_a.png"],
+        "train_clean": ["p4_a.png", "p5_a.png"],
+        "test": ["p1_a.png"],
+        "test_clean": ["p1_b.png"],
+    }
+    (nothing_left,) = _errors(load_sources(_recipe(root, leave_out=["clean"], test_groups=["p1"])))[:1]
+    assert nothing_left.startswith(f"{root / 'clean'}: holds no image")
+    with pytest.raises(DataError, match=r"data.leave_out: nothing below .* is called 'images/p9\*'; correct it, or"):
+        load_sources(_recipe(root, leave_out=["images/p9*"]))
+    for outside in ("../other", str(root), ""):
+        with pytest.raises(ValueError, match="needs paths below root"):
+            _recipe(root, leave_out=[outside])
+
+
 def test_sources_are_split_by_group_and_cut_to_the_budget(tmp_path: Path) -> None:
     sources = load_sources(_recipe(_write_product(tmp_path), max_images=2))
     assert sources.problems == ()

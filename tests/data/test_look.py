@@ -219,15 +219,14 @@ def test_clean_folder_within_the_images_needs_no_labels(tmp_path: Path) -> None:
     assert sources.problems == () and len(sources.train_pool) + len(sources.test) == 4
 
 
-def test_validation_folder_within_the_training_folder_is_left_aside_where_it_can_be(tmp_path: Path) -> None:
+def test_validation_folder_within_the_training_folder_is_left_aside(tmp_path: Path) -> None:
     for folder in (".", "val", "test"):
         yolo(tmp_path / folder, tmp_path / folder, f"{len(folder)}_0", f"{len(folder)}_1")
     layout = look(tmp_path)[0]
     assert len(read_layout(tmp_path, layout)[1].train_pool) == 2
     assert len(checked(tmp_path).test) == 4
-    # A recipe has no field for it.
-    assert len(draft(tmp_path, layout)[1].train_pool) == 4
-    assert "val lies within data.train_images: a recipe reads it with that; move it out" in notes(tmp_path)
+    recipe, sources = draft(tmp_path, layout)
+    assert len(sources.train_pool) == 2 and "leave_out: [val]" in recipe
 
 
 def test_subfolders_of_a_split_are_read_together(tmp_path: Path) -> None:
