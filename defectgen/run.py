@@ -30,6 +30,7 @@ from typing import Any
 
 import filelock
 import yaml
+from pydantic import ValidationError
 
 from defectgen.compose import clean_indexes, compose
 from defectgen.controls import compose_augmented, compose_copy_paste, compose_procedural
@@ -110,6 +111,9 @@ def _check_recipe(recipe: Recipe, out: Path, *, overwrite: bool) -> None:
     except (OSError, ValueError, yaml.YAMLError) as error:
         reason = " ".join(str(error).split())
         raise RunError(f"{path}: cannot be read ({reason}); delete {out} or choose another --out") from None
+    with suppress(ValidationError):  # of a version with other fields: compared as it stands
+        # A field that there was not yet has its default.
+        before = Recipe.model_validate(before).model_dump(mode="json")
     now = recipe.model_dump(mode="json")
     fitted = _differences(before, now, FIT_FIELDS)
     made = _differences(before, now, SYNTH_FIELDS)

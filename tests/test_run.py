@@ -245,6 +245,18 @@ def test_settings_of_another_data_set_are_named_with_both_values(fitted: Any, ma
     assert toys.read_tree(made) == before
 
 
+def test_run_from_before_a_field_was_there_goes_on(made: Path, toys: Any) -> None:
+    record = made / "recipe.yaml"
+    recipe = yaml.safe_load(record.read_text())
+    del recipe["data"]["leave_out"], recipe["place"]["top"]
+    record.write_text(yaml.safe_dump(recipe))
+    before = (made / "dataset/manifest.jsonl").stat().st_mtime_ns
+    synth(toys.recipe(), made)
+    assert (made / "dataset/manifest.jsonl").stat().st_mtime_ns == before
+    with pytest.raises(RunError, match=r"holds another run: place\.top is 8 there and 3 here;"):
+        synth(toys.recipe(place={"top": 3}), made)
+
+
 @pytest.mark.parametrize(
     ("sections", "difference"),
     [
