@@ -137,6 +137,9 @@ def _painted(recipe: Recipe, sources: Sources, row: dict[str, Any], paint: _Pain
     for number, placed in enumerate(row["placed"]):
         before = image
         image, box = paint(before, placed, number)
+        if area(box) == 0:
+            # The model's own box, where its outline is a generator's pixel wider: see `Turn.bend`, `annotated_box`.
+            box = tuple(placed["asked_xyxy"])
         x1, y1, x2, y2 = whole = (int(box[0]), int(box[1]), math.ceil(box[2]), math.ceil(box[3]))
         changed = _differs(image, before, whole, recipe.labels.min_change)
         mask[y1:y2, x1:x2][changed] = placed["class_id"] + 1

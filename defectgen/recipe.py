@@ -140,6 +140,19 @@ class Generator(Section):
     patience: int = Field(4, ge=1, description="Checks without a better held-out loss before training stops.")
     check_every: int = Field(200, ge=1, description="Steps between held-out checks and checkpoints.")
 
+    @model_validator(mode="after")
+    def _network_can_be_built(self) -> Generator:
+        # Groups of normalisation, and a head of attention on the last level: see `diffusion.unet.build_unet`.
+        if any(number % 16 for number in self.channels) or self.channels[-1] < 32 or min(self.channels) < 16:
+            raise ValueError(f"needs channels in multiples of 16, the last at least 32, got {self.channels}")
+        halvings, side = len(self.channels) - 1, self.window_px // self.fold
+        if side % 2**halvings:
+            raise ValueError(
+                f"window_px {self.window_px} folded by {self.fold} is {side} px, which cannot be halved {halvings} "
+                f"times, for {len(self.channels)} channels; name fewer, or another window_px or fold"
+            )
+        return self
+
 
 class Place(Section):
     """Where defects go, learned from the surroundings of the real ones."""

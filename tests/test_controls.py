@@ -264,3 +264,23 @@ def test_image_whose_defects_cannot_be_kept_in_view_says_so(
     monkeypatch.setattr("defectgen.controls.LEFT_OF_DEFECT", 2.0)
     with pytest.raises(RunError, match=r"spot20\.png: no augmentation keeps a defect in view"):
         compose_augmented(toys.recipe(), spot(tmp_path), 0)
+
+
+def test_sliver_at_the_edge_stays_in_every_image(toys: Any, tmp_path: Path) -> None:
+    clean = np.full((128, 128, 3), 128, np.uint8)
+    marked = clean.copy()
+    marked[20:60, :1] = 255
+    images = []
+    for name, pixels in (("real.png", marked), ("clean.png", clean)):
+        (tmp_path / name).write_bytes(encode_image(pixels, "png"))
+        images.append(LabelledImage(tmp_path / name, name, (128, 128), name))
+    real = replace(images[0], annotations=(Annotation(0, (0.0, 20.0, 1.0, 60.0)),))
+    sources = Sources(("burr",), (real,), (real,), (images[1],), (), ())
+    recipe = toys.recipe(inpaint={"backend": "diffusion"}, synth={"num_images": 60, "clean_share": 0})
+    studio = make_studio(recipe, sources)
+    for index in (0, 6, 8, 9):
+        composite = compose(recipe, sources, studio, index)
+        row = write_composite(tmp_path / "set", composite, image_format="png", task="detect", class_names=("burr",))
+        for placed in compose_copy_paste(recipe, sources, studio, dict(row)).placed:
+            x1, y1, x2, y2 = placed.label_xyxy
+            assert 0 <= x1 < x2 <= 128 and 0 <= y1 < y2 <= 128

@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from defectgen.errors import UsageError
-from defectgen.recipe import Recipe, json_schema, load_recipe
+from defectgen.recipe import Generator, Recipe, json_schema, load_recipe
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 SMALL = {"name": "tiles", "data": {"root": "product", "train_images": "images", "train_clean": "clean"}}
@@ -213,3 +213,17 @@ def test_every_recipe_of_the_repository_loads(monkeypatch: pytest.MonkeyPatch) -
     assert set(recipes) >= {"ball_screw", "pcb", "quay_cracks", "quickstart"}
     assert all(isinstance(recipe, Recipe) for recipe in recipes.values())
     assert all(recipe.data.demo or str(recipe.data.root).startswith("/srv/data/") for recipe in recipes.values())
+
+
+@pytest.mark.parametrize(
+    ("generator", "message"),
+    [
+        ({"channels": [50, 100]}, r"needs channels in multiples of 16, the last at least 32, got \[50, 100\]"),
+        ({"channels": [16, 16]}, r"the last at least 32"),
+        ({"channels": [16, 0, 32]}, r"multiples of 16"),
+        ({"window_px": 48, "fold": 4, "channels": [32, 32, 32, 32]}, r"is 12 px, which cannot be halved 3 times"),
+    ],
+)
+def test_network_that_cannot_be_built_is_refused(generator: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Generator.model_validate(generator)

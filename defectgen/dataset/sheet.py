@@ -29,6 +29,7 @@ _PATCH_SURROUNDINGS, _MIN_PATCH_PX = 1.25, 16
 _GAP_PX = 6
 _TEXT_PX = 16
 _SHEET_WIDTH_PX, _STRIP_PICTURES = 1800, 4
+_WIDEST_PX = 2400
 _GROUND = 128
 _PAPER = (255, 255, 255)
 _INK = (20, 20, 20)
@@ -202,14 +203,24 @@ def _xyxy(numbers: Sequence[float]) -> XYXY:
 
 def _strip(row: SheetRow, class_names: Sequence[str], height_px: int) -> np.ndarray:
     assert row.clean.shape == row.composite.shape and row.mask.shape == row.composite.shape[:2]
-    scale = height_px / row.composite.shape[0]
-    size = (max(round(row.composite.shape[1] * scale), 1), height_px)
+    scale = _scale_to(row.composite, height_px)
+    size = _times(row.composite, scale)
     clean, composite = _scaled(row.clean, size), _scaled(row.composite, size)
     mask = cv2.resize(row.mask, size, interpolation=cv2.INTER_NEAREST)
     label = _drawn_label(composite, mask, row.boxes, class_names, scale)
     patch = _patch(row)
-    enlarged = _scaled(patch, (max(round(patch.shape[1] * height_px / patch.shape[0]), 1), height_px))
+    enlarged = _scaled(patch, _times(patch, _scale_to(patch, height_px)))
     return _titled(row.title, _beside([clean, composite, label, enlarged]))
+
+
+def _scale_to(image: np.ndarray, height_px: int) -> float:
+    """To that height; of a strip from a line camera, to the width that a sheet has room for."""
+    return min(height_px / image.shape[0], _WIDEST_PX / image.shape[1])
+
+
+def _times(image: np.ndarray, scale: float) -> tuple[int, int]:
+    """Width and height of `image`, scaled."""
+    return max(round(image.shape[1] * scale), 1), max(round(image.shape[0] * scale), 1)
 
 
 def _patch(row: SheetRow) -> np.ndarray:

@@ -56,6 +56,8 @@ def composite(
         changed = _paste_change(clean, clean if start is None else start, drawn, inside, window, size_wh, feather_px)
     else:
         native = resize(drawn, window.side)
+        if _is_grey(clean):
+            native = np.round(_grey(native.astype(np.float32))).astype(np.uint8)
         # Not cut at the edge of the image: a defect there neither fades nor ends.
         shape = (resize(outline, window.side) >= 128) & scaled_region(region, window.side)
         blend = _poisson if backend == "poisson" else _paste
@@ -80,9 +82,21 @@ def two_levels(image: np.ndarray) -> tuple[int, int] | None:
     if high - low < LEVELS_APART:
         return None
     near_low, near_high = (image <= low + SLACK_LEVELS).mean(), (image >= high - SLACK_LEVELS).mean()
+    # Pure colours are as far apart.
+    if (image.max(axis=2) - image.min(axis=2) > SLACK_LEVELS).mean() > 1 - BINARY_SHARE:
+        return None
     # A camera's black is never without noise: a dark field with a few bright spots is not binarised.
     both = min(near_low, near_high) > 1 - BINARY_SHARE
     return (low, high) if near_low + near_high > (BINARY_SHARE if both else 0.9999) else None
+
+
+def _is_grey(image: np.ndarray) -> bool:
+    """A grey camera's image stays grey: a tint would tell a detector where a defect was drawn."""
+    return bool((image == image[..., :1]).all())
+
+
+def _grey(pixels: np.ndarray) -> np.ndarray:
+    return np.repeat(pixels.mean(axis=2, keepdims=True), 3, axis=2)
 
 
 def scaled_region(region: np.ndarray, side: int) -> np.ndarray:
@@ -107,9 +121,8 @@ def _paste_change(
     grain = drawn.shape[0]
     change = drawn.astype(np.float32) - resize(start, grain).astype(np.float32)
     pixels = drawn.astype(np.float32)
-    if (clean == clean[..., :1]).all():  # A grey camera stays grey.
-        change = np.repeat(change.mean(axis=2, keepdims=True), 3, axis=2)
-        pixels = np.repeat(pixels.mean(axis=2, keepdims=True), 3, axis=2)
+    if _is_grey(clean):
+        change, pixels = _grey(change), _grey(pixels)
     strongest = cv2.GaussianBlur(np.abs(change).max(axis=2), (0, 0), 1.0)
     sure = np.clip((strongest - GRAIN) / (CERTAIN - GRAIN), 0, 1)
     hides = resize(np.clip((strongest - SHINES_THROUGH) / (HIDES - SHINES_THROUGH), 0, 1), window.side)[..., None]

@@ -344,8 +344,10 @@ def _free(
     width, height = size_wh
     left, top, right, bottom = touches
     slack = max(slack_px, 1.0)
-    fits_x = (x1 >= -slack if left else x1 >= 0) & (x2 <= width + slack if right else x2 <= width)
-    fits_y = (y1 >= -slack if top else y1 >= 0) & (y2 <= height + slack if bottom else y2 <= height)
+    # Of a sliver at the edge half stays in the image.
+    over_x, over_y = np.minimum(slack, (x2 - x1) / 2), np.minimum(slack, (y2 - y1) / 2)
+    fits_x = (x1 >= -over_x if left else x1 >= 0) & (x2 <= width + over_x if right else x2 <= width)
+    fits_y = (y1 >= -over_y if top else y1 >= 0) & (y2 <= height + over_y if bottom else y2 <= height)
     reach = slack + max(grain_px, 1.0)
     # A defect that runs through from edge to edge may hang over both.
     if left and right:

@@ -96,6 +96,14 @@ def test_a_sheet_has_at_most_the_images_asked_for() -> None:
     assert contact_sheet(rows, ["pit"], height_px=50, num_columns=2, num_images=2).shape[0] == 70
 
 
+def test_a_sheet_of_strips_from_a_line_camera_can_be_written() -> None:
+    image = np.zeros((64, 8192, 3), np.uint8)
+    row = SheetRow(image, image, image[..., 0], ((0, (5.0, 5.0, 40.0, 40.0)),), "000000  strip.png")
+    sheet = contact_sheet([row, row], ["pit"])
+    assert sheet.shape[1] < 20_000
+    assert encode_image(sheet, "jpg")
+
+
 def test_a_box_at_the_edge_is_drawn_within_the_image() -> None:
     sheet = contact_sheet([grey_row(box=(90.0, 0.0, 100.0, 10.0))], ["a long class name"], height_px=100)
     assert sheet.shape == (120, 418, 3)

@@ -184,6 +184,25 @@ def test_binarised_image_stays_binary(backend: Backend) -> None:
     assert set(np.unique(out[out != image])) <= {0, 255}
 
 
+@pytest.mark.parametrize("backend", ["paste", "poisson", "diffusion"])
+def test_grey_image_stays_grey(backend: Backend) -> None:
+    drawn = np.full((16, 16, 3), 120, np.uint8)
+    drawn[4:12, 4:12] = (250, 60, 30)
+    outline = np.zeros((16, 16), np.uint8)
+    outline[4:12, 4:12] = 255
+    image = np.tile(np.linspace(90, 150, 64).astype(np.uint8)[:, None, None], (1, 64, 3))
+    whole = np.ones((16, 16), bool)
+    out = composite(image, Window(16, 16, 32), drawn, outline=outline, region=whole, backend=backend, feather_px=2)
+    assert (out == out[..., :1]).all() and (out != image).sum() > 300
+
+
+def test_pure_colours_are_not_taken_for_binarised() -> None:
+    red = np.zeros((20, 20, 3), np.uint8)
+    red[5:15, 5:15, 0] = 255
+    assert two_levels(red) is None
+    assert two_levels(np.repeat(red[..., :1], 3, axis=2)) == (0, 255)
+
+
 def test_image_with_a_few_bright_pixels_is_not_taken_for_binarised() -> None:
     dark_field = np.random.default_rng(0).integers(0, 20, (100, 100, 3)).astype(np.uint8)
     dark_field[50, 40:60] = 255
