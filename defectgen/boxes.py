@@ -81,6 +81,29 @@ def polygon_xyxy(polygon: Polygon) -> XYXY:
     return (float(min(xs)), float(min(ys)), float(max(xs)), float(max(ys)))
 
 
+def clip_polygon(polygon: Polygon, xyxy: XYXY) -> Polygon:
+    """The outline's part inside the box; () where there is none.
+
+    Sutherland and Hodgman 1974: a concave outline that falls apart keeps its parts joined along the box's edge.
+    """
+    points = list(polygon)
+    for axis, sign, limit in ((0, 1, xyxy[0]), (0, -1, xyxy[2]), (1, 1, xyxy[1]), (1, -1, xyxy[3])):
+        kept: list[tuple[float, float]] = []
+        for index, end in enumerate(points):
+            start = points[index - 1]
+            start_over, end_over = sign * (start[axis] - limit), sign * (end[axis] - limit)
+            if (start_over >= 0) != (end_over >= 0):
+                t = start_over / (start_over - end_over)
+                crossing = [start[0] + t * (end[0] - start[0]), start[1] + t * (end[1] - start[1])]
+                # Exactly on the edge, whatever the rounding above.
+                crossing[axis] = limit
+                kept.append((crossing[0], crossing[1]))
+            if end_over >= 0:
+                kept.append(end)
+        points = kept
+    return tuple(points) if len(points) >= 3 else ()
+
+
 def mask_xyxy(mask: np.ndarray) -> XYXY | None:
     """The tight box around the true pixels of a (H, W) mask; None where there is none."""
     rows = np.flatnonzero(mask.any(axis=1))

@@ -16,7 +16,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from defectgen.boxes import area, mask_outlines, mask_xyxy, polygon_xyxy
+from defectgen.boxes import area, clip_polygon, mask_outlines, mask_xyxy, polygon_xyxy
 from defectgen.copies import copied_in
 from defectgen.dataset.labels import even_margin, label_box, own_margin
 from defectgen.errors import RunError
@@ -28,7 +28,6 @@ from defectgen.records import XYXY, Annotation, Composite, PlacedDefect, Polygon
 from defectgen.seeds import derive_seed, numpy_rng
 from defectgen.studio import Studio
 from defectgen.windows import Window
-from defectgen.yolo.tiles import clip_polygon
 
 # Without it, the import asks PyPI for a newer version.
 os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"

@@ -14,7 +14,7 @@ from typing import Literal
 import cv2
 import numpy as np
 
-from defectgen.boxes import area, clip_xyxy, yolo_from_xyxy
+from defectgen.boxes import area, clip_polygon, clip_xyxy, yolo_from_xyxy
 from defectgen.records import XYXY, Annotation, Polygon
 
 Task = Literal["detect", "segment", "obb", "classify"]
@@ -22,6 +22,9 @@ MIN_INSIDE = 0.4
 SLIVER = 0.05
 # A crop to classify shows this much more than the defect's longest side, and no less than so many pixels.
 CROP_FACTOR, CROP_PX = 1.5, 32
+# The corners of an oriented box may lie so far outside (of the image's sides). Past 0.01 ultralytics leaves the image
+# out, and says so in its log alone.
+_MOST_OUTSIDE = 0.0099
 
 
 @dataclass(frozen=True)
@@ -108,29 +111,6 @@ def _inside(annotation: Annotation, place: tuple[int, int, int, int]) -> Annotat
     return Annotation(annotation.class_id, clipped, polygon)
 
 
-def clip_polygon(polygon: Polygon, xyxy: XYXY) -> Polygon:
-    """The outline's part inside the box; () where there is none.
-
-    Sutherland and Hodgman 1974: a concave outline that falls apart keeps its parts joined along the box's edge.
-    """
-    points = list(polygon)
-    for axis, sign, limit in ((0, 1, xyxy[0]), (0, -1, xyxy[2]), (1, 1, xyxy[1]), (1, -1, xyxy[3])):
-        kept: list[tuple[float, float]] = []
-        for index, end in enumerate(points):
-            start = points[index - 1]
-            start_over, end_over = sign * (start[axis] - limit), sign * (end[axis] - limit)
-            if (start_over >= 0) != (end_over >= 0):
-                t = start_over / (start_over - end_over)
-                crossing = [start[0] + t * (end[0] - start[0]), start[1] + t * (end[1] - start[1])]
-                # Exactly on the edge, whatever the rounding above.
-                crossing[axis] = limit
-                kept.append((crossing[0], crossing[1]))
-            if end_over >= 0:
-                kept.append(end)
-        points = kept
-    return tuple(points) if len(points) >= 3 else ()
-
-
 def label_text(tile: Tile, task: Task) -> str:
     """The tile's label file, "" for a clean tile: YOLO rows of boxes for `detect`, of outlines for `segment`, of the
     corners of the smallest rectangle around each outline for `obb`, of the class alone for `classify`.
@@ -144,7 +124,8 @@ def label_text(tile: Tile, task: Task) -> str:
             outline = label.polygon or _corners(label.xyxy)
             if task == "obb":
                 outline = cv2.boxPoints(cv2.minAreaRect(np.array(outline, np.float32))).tolist()
-            values = [value for x, y in outline for value in (x / tile.size_wh[0], y / tile.size_wh[1])]
+            fractions = [value for x, y in outline for value in (x / tile.size_wh[0], y / tile.size_wh[1])]
+            values = [min(max(value, -_MOST_OUTSIDE), 1 + _MOST_OUTSIDE) for value in fractions]
         rows.append(" ".join([str(label.class_id), *(f"{value:.6f}" for value in values)]))
     return "".join(f"{row}\n" for row in rows)
 

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -388,3 +389,18 @@ def test_mask_of_several_values_for_one_class_is_doubtful_once(tmp_path: Path) -
     many = str(read_mask(mask_file(tmp_path, 1, 2, 3, 4), SIZE_WH, ["defect"], folder="")[1][0])
     assert "has 4 values beside black (1, 2, 3, ...)" in many
     assert read_mask(mask_file(tmp_path, 255, 255), SIZE_WH, ["defect"], folder="")[1] == []
+
+
+def test_tilted_yolo_box_at_the_edge_is_cut_there() -> None:
+    # 20 x 6 px about (4, 10), turned by 45 degrees: one end lies left of the image.
+    corners = cv2.boxPoints(((4, 10), (20, 6), 45)) / np.array(SIZE_WH)
+    row = " ".join(f"{value:.6f}" for value in corners.ravel())
+    (found,), problems = parse_yolo(f"0 {row}\n", SIZE_WH, CLASSES, "a.txt")
+    assert problems == [] and found.polygon is not None
+    assert found.xyxy[0] == 0 and min(x for x, _ in found.polygon) == 0
+    right = max(x for x, _ in corners * np.array(SIZE_WH))
+    assert found.xyxy[2] == pytest.approx(right, abs=0.01)
+    # No rectangle, or one with its centre outside, is a slip.
+    for slip in (f"0 {row.rsplit(' ', 2)[0]} 0.9 0.1", "0 -0.5 0.1 0.1 0.1 0.1 0.3 -0.5 0.3"):
+        found, problems = parse_yolo(f"{slip}\n", SIZE_WH, CLASSES, "a.txt")
+        assert len(found) == 0 and "outside the image" in problems[0].reason

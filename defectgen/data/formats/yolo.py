@@ -6,12 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
 
-from defectgen.boxes import polygon_xyxy, xyxy_from_yolo
+from defectgen.boxes import clip_polygon, polygon_xyxy, xyxy_from_yolo
 from defectgen.data.annotations import Fault, Parsed, annotation, collect, number
 from defectgen.errors import DataError
-from defectgen.records import Annotation, Problem
+from defectgen.records import Annotation, Polygon, Problem
 
 DATA_YAML = "data.yaml"
 _NAMES_REMEDY = "list the class names in label order there, or in data.classes"
@@ -44,7 +45,21 @@ def _annotation_of_row(row: list[str], size_wh: tuple[int, int], num_classes: in
     if len(values) == 5:
         return annotation(class_id, xyxy_from_yolo(values[1:], size_wh), None, size_wh)
     polygon = tuple((x * size_wh[0], y * size_wh[1]) for x, y in zip(values[1::2], values[2::2], strict=True))
+    if _is_rectangle(polygon) and all(0 <= sum(value) < 4 for value in (values[1::2], values[2::2])):
+        # A tilted box at an edge cannot be drawn inside the image.
+        polygon = clip_polygon(polygon, (0.0, 0.0, float(size_wh[0]), float(size_wh[1])))
     return annotation(class_id, polygon_xyxy(polygon), polygon, size_wh)
+
+
+def _is_rectangle(polygon: Polygon) -> bool:
+    """Whether four corners are those of an oriented box, to the rounding of their six decimals and a pixel."""
+    if len(polygon) != 4:
+        return False
+    corners = np.array(polygon)
+    diagonals = corners[2] - corners[0], corners[3] - corners[1]
+    lengths = [float(np.linalg.norm(diagonal)) for diagonal in diagonals]
+    apart = float(np.linalg.norm(corners[0] + corners[2] - corners[1] - corners[3])) / 2
+    return apart <= 1 and abs(lengths[0] - lengths[1]) <= 2
 
 
 def names_in(path: Path) -> list[str]:
