@@ -28,6 +28,7 @@ from defectgen.records import XYXY, Annotation, Composite, PlacedDefect, Polygon
 from defectgen.seeds import derive_seed, numpy_rng
 from defectgen.studio import Studio
 from defectgen.windows import Window
+from defectgen.yolo.tiles import PADDING_GREY
 
 # Without it, the import asks PyPI for a newer version.
 os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"
@@ -36,8 +37,6 @@ import albumentations as A
 # A defect of which less than this share stays in an augmented image is not labelled, as in YOLO's own augmentation; an
 # image that keeps none is drawn anew, so often at most.
 LEFT_OF_DEFECT, MAX_DRAWS = 0.1, 50
-# What the grey of padding is in YOLO training.
-PADDING_GREY = 114
 
 # image, the row's placed defect, its number in the image -> the image with the defect, and its label box
 _Painter = Callable[[np.ndarray, dict[str, Any], int], tuple[np.ndarray, XYXY]]

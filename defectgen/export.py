@@ -21,7 +21,7 @@ from defectgen.images import encode_image, is_plain, read_rgb
 from defectgen.progress import Progress
 from defectgen.records import Annotation, LabelledImage, Polygon, Sources
 from defectgen.seeds import numpy_rng
-from defectgen.yolo.tiles import CROP_PX, Task, crop_side, crop_tiles, cut_tiles, label_text, square
+from defectgen.yolo.tiles import CROP_PX, Task, crop_side, crop_tiles, cut_crop, cut_tiles, label_text, square
 
 CLEAN_CLASS = "clean"
 # In every folder that export writes: no other is ever replaced.
@@ -241,9 +241,9 @@ def _classify(split: _Split, out: Path, progress: Progress) -> None:
         if not crops:
             x, y = numpy_rng(0, "export", item.name).uniform(0, item.image.size_wh)
             crops.append((CLEAN_CLASS, square(float(x), float(y), median, item.image.size_wh)))
-        for number, (folder, (x1, y1, x2, y2)) in enumerate(crops):
-            crop = np.ascontiguousarray(pixels[y1:y2, x1:x2])
-            (out / split.name / folder / f"{item.stem}_{number}.png").write_bytes(encode_image(crop, "png"))
+        for number, (folder, xyxy) in enumerate(crops):
+            png = encode_image(cut_crop(pixels, xyxy), "png")
+            (out / split.name / folder / f"{item.stem}_{number}.png").write_bytes(png)
 
 
 def _coco(split: _Split, out: Path, progress: Progress) -> None:

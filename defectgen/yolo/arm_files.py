@@ -12,7 +12,7 @@ from typing import Any
 from defectgen.images import encode_image, read_rgb, write_bytes_atomic
 from defectgen.progress import Progress
 from defectgen.yolo.arms import ArmPlan, Plan, Sample
-from defectgen.yolo.tiles import label_text
+from defectgen.yolo.tiles import cut_crop, label_text
 
 
 def write_test(plan: Plan, out: Path, progress: Progress) -> str:
@@ -82,14 +82,15 @@ def _write_images(
         if path != sample.image.path:
             path, pixels = sample.image.path, read_rgb(sample.image.path)
         assert pixels is not None
-        x1, y1, x2, y2 = sample.tile.xyxy
-        png = encode_image(pixels[y1:y2, x1:x2], "png")
         if plan.task == "classify":
+            png = encode_image(cut_crop(pixels, sample.tile.xyxy), "png")
             of_class = beside / class_folder(sample, plan.num_classes)
             of_class.mkdir(parents=True, exist_ok=True)
             for number in range(count):
                 (of_class / f"{sample.stem}-{number}.png").write_bytes(png)
             continue
+        x1, y1, x2, y2 = sample.tile.xyxy
+        png = encode_image(pixels[y1:y2, x1:x2], "png")
         for name in ("images", "labels"):
             (beside / name).mkdir(parents=True, exist_ok=True)
         (beside / "images" / f"{sample.stem}.png").write_bytes(png)

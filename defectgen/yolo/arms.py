@@ -150,6 +150,11 @@ def plan_arms(*, config: TrainYolo, sources: Sources, synthetic: dict[str, Path]
     if not real:
         raise DataError("train-yolo: the real training images carry no label; check data.train_labels")
     clean = [*cut(sources.train_clean, "clean"), *background]
+    if task == "classify" and len(sources.class_names) == 1 and not clean:
+        raise DataError(
+            "train-yolo: there is one class and no clean image, so a classifier has nothing to tell apart; name clean "
+            "images in data.train_clean, or set train_yolo.model to a model for boxes"
+        )
     pools = dict.fromkeys(config.arms, real)
     if "full-real" in config.arms:
         pools["full-real"], _ = _split(cut(sources.train_pool, "real", prefix="pool"))

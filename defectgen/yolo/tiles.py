@@ -25,6 +25,8 @@ CROP_FACTOR, CROP_PX = 1.5, 32
 # The corners of an oriented box may lie so far outside (of the image's sides). Past 0.01 ultralytics leaves the image
 # out, and says so in its log alone.
 _MOST_OUTSIDE = 0.0099
+# What ultralytics pads with.
+PADDING_GREY = 114
 
 
 @dataclass(frozen=True)
@@ -97,6 +99,17 @@ def square(x: float, y: float, side: int, size_wh: tuple[int, int]) -> tuple[int
         int(min(max(round(at - side / 2), 0), max(size - side, 0))) for at, size in zip((x, y), size_wh, strict=True)
     )
     return (left, top, min(left + side, size_wh[0]), min(top + side, size_wh[1]))
+
+
+def cut_crop(pixels: np.ndarray, xyxy: tuple[int, int, int, int]) -> np.ndarray:
+    """uint8 (S, S, 3): the part of an image (H, W, 3), with grey around it where the image was too narrow for a square.
+
+    Of an oblong picture ultralytics' classifiers see the middle alone.
+    """
+    x1, y1, x2, y2 = xyxy
+    crop = pixels[y1:y2, x1:x2]
+    around = [((missing := max(crop.shape[:2]) - side) // 2, missing - missing // 2) for side in crop.shape[:2]]
+    return np.pad(crop, (*around, (0, 0)), constant_values=PADDING_GREY)
 
 
 def _inside(annotation: Annotation, place: tuple[int, int, int, int]) -> Annotation:

@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -237,3 +238,18 @@ def test_full_real_sees_every_real_training_image_and_the_budget_alone_the_other
     assert _totals(real)["real"] == _totals(ceiling)["real"] > 0
     stems = {sample.stem for sample, _ in ceiling.counts if sample.origin == "real"}
     assert len(stems) == 5
+
+
+def test_classifier_needs_something_to_tell_apart(tmp_path, make_sources):
+    sources = make_sources(tmp_path / "sources")
+    one_class = [
+        replace(image, annotations=tuple(replace(mark, class_id=0) for mark in image.annotations))
+        for image in sources.train
+    ]
+    alone = replace(sources, class_names=("spot",), train=tuple(one_class), train_clean=(), test_clean=())
+    config = TrainYolo(model="yolo11n-cls.yaml", arms=["real"], imgsz=32, iterations=6, batch=4)
+    with pytest.raises(DataError, match="there is one class and no clean image, so a classifier has nothing to tell"):
+        plan_arms(config=config, sources=alone, synthetic={}, seed=0)
+    with_clean = replace(alone, train_clean=sources.train_clean)
+    (arm,) = plan_arms(config=config, sources=with_clean, synthetic={}, seed=0).arms
+    assert {sample.origin for sample, _ in arm.counts} == {"real", "clean"}

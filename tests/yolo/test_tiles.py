@@ -1,10 +1,11 @@
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from defectgen.boxes import area, clip_polygon
 from defectgen.records import Annotation
-from defectgen.yolo.tiles import Tile, cut_tiles, label_text, tile_starts
+from defectgen.yolo.tiles import Tile, cut_crop, cut_tiles, label_text, tile_starts
 
 
 def test_tiles_cover_and_last_is_shifted_inward():
@@ -117,3 +118,11 @@ def test_polygon_rows_for_a_segmentation_model():
 @pytest.mark.parametrize("side", [None, 64])
 def test_image_smaller_than_a_tile_stays_whole(side):
     assert cut_tiles([], (64, 48), side) == [Tile((0, 0, 64, 48))]
+
+
+def test_crop_of_a_narrow_image_is_padded_to_a_square():
+    image = np.arange(5 * 20 * 3, dtype=np.uint8).reshape(5, 20, 3)
+    crop = cut_crop(image, (4, 0, 16, 5))
+    assert crop.shape == (12, 12, 3)
+    assert (crop[3:8] == image[:, 4:16]).all() and (crop[:3] == 114).all() and (crop[8:] == 114).all()
+    assert (cut_crop(image, (2, 1, 5, 4)) == image[1:4, 2:5]).all()
