@@ -7,7 +7,6 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import cv2
@@ -15,6 +14,7 @@ import numpy as np
 
 from defectgen.boxes import area, iou_xyxy, mask_xyxy, union
 from defectgen.copies import copied_in
+from defectgen.data.region import allowed_region
 from defectgen.dataset.labels import (
     CUT_BORDER,
     LEAST_OWN_MARGIN,
@@ -143,7 +143,7 @@ def _fill(
         weights = np.array([recipe.place.class_weights.get(sources.class_names[number], 1.0) for number in classes])
         shares = weights / weights.sum()
     wanted = [int(rng.choice(classes, p=shares)) for _ in range(int(rng.integers(low, high + 1)))]
-    allowed = _allowed(recipe, base)
+    allowed = allowed_region(recipe, base)
     searched: Counter[int] = Counter()
     for round_number in range(recipe.screen.max_attempts):
         wanted = [class_id for class_id in wanted if searched[class_id] < SEARCHES]
@@ -457,23 +457,3 @@ def _own_label(
     if margin is None or seen is None:
         return None
     return label_box(placement.window.to_image(seen, len(after)), placement.turn.sides(margin), size_wh)
-
-
-def _allowed(recipe: Recipe, base: LabelledImage) -> np.ndarray | None:
-    """bool (H, W) where defects may be, from place.region_mask; None for everywhere."""
-    if recipe.place.region_mask is None:
-        return None
-    path = Path(recipe.data.root or ".") / recipe.place.region_mask
-    if path.is_dir():
-        found = [child for child in sorted(path.iterdir()) if child.stem == Path(base.name).stem]
-        if not found:
-            raise RunError(f"{path}: place.region_mask has no image named {Path(base.name).stem}.*; add it")
-        path = found[0]
-    mask = read_rgb(path).max(axis=2)
-    if mask.shape != base.size_wh[::-1]:
-        width, height = base.size_wh
-        raise RunError(
-            f"{path}: place.region_mask must have the size of {base.name}, {width}x{height}, "
-            f"got {mask.shape[1]}x{mask.shape[0]}; resize it"
-        )
-    return mask >= 128

@@ -22,6 +22,7 @@ import numpy as np
 
 from defectgen import __version__
 from defectgen.crops import Crop, clean_crops, defect_crops
+from defectgen.data.region import mask_of
 from defectgen.device import best_device
 from defectgen.errors import RunError
 from defectgen.images import sha256_file, write_bytes_atomic
@@ -92,6 +93,10 @@ def fit_fingerprint(recipe: Recipe, sources: Sources) -> str:
         "seed": recipe.seed,
         "version": __version__,
     }
+    if recipe.place.region_mask is not None:
+        bases = sources.train_clean if recipe.data.base == "clean" else sources.train
+        # Of no account to the generator, but to all that is made with it: a corrected mask is not passed over.
+        facts["regions"] = [sha256_file(path) for path in sorted({mask_of(recipe, image) for image in bases})]
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 

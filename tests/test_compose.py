@@ -17,7 +17,7 @@ from defectgen.boxes import iou_xyxy
 from defectgen.compose import HARDLY_NOISED, base_image, clean_indexes, compose
 from defectgen.copies import copied_in
 from defectgen.diffusion.pipelines import DefectOutput
-from defectgen.errors import RunError
+from defectgen.errors import DataError, RunError
 from defectgen.images import encode_image, read_rgb, sha256_file
 from defectgen.inpaint.backends import scaled_region
 from defectgen.inpaint.placement import Turn, annotated_box, find_place
@@ -546,7 +546,7 @@ def test_folder_of_masks_is_looked_up_by_the_name_of_the_image(
     base = base_image(recipe, demo_sources, 0, attempt=0)
     (tmp_path / base.name).unlink()
     with pytest.raises(
-        RunError, match=rf"{tmp_path}: place\.region_mask has no image named {Path(base.name).stem}\.\*"
+        DataError, match=rf"{tmp_path}: place\.region_mask has no image named {Path(base.name).stem}\.\*"
     ):
         compose(recipe, demo_sources, studio, 0)
 
@@ -554,7 +554,7 @@ def test_folder_of_masks_is_looked_up_by_the_name_of_the_image(
 def test_mask_of_another_size_names_both_sizes(toys: Any, demo_sources: Sources, tmp_path: Path) -> None:
     recipe = masked_recipe(toys, write_mask(tmp_path / "mask.png", (64, 32), right=64))
     with pytest.raises(
-        RunError,
+        DataError,
         match=r"mask\.png: place\.region_mask must have the size of part\d+_a\.png, 128x128, got 64x32; resize it",
     ):
         compose(recipe, demo_sources, make_studio(recipe, demo_sources), 0)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from defectgen.data.formats.yolo import DATA_YAML, faults_in_data_yaml
 from defectgen.data.readers import SET_FORMATS, class_names, read_clean, read_labelled
+from defectgen.data.region import region_faults
 from defectgen.data.split import draw_budget, find_leaks, split_groups
 from defectgen.data.unused import not_among, truly_unused
 from defectgen.errors import DataError
@@ -85,6 +86,7 @@ def load_sources(
     train, faults = draw_budget(pool, data.max_images, data.per_class, names, recipe.seed)
     problems.extend(faults + _lacking(train, pool, test, train_clean, names, data))
     problems.extend(_misweighted(recipe.place.class_weights, names))
+    problems.extend(region_faults(recipe, train_clean if data.base == "clean" else train))
     return Sources(
         names,
         tuple(train),

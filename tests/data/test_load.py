@@ -11,7 +11,7 @@ import pytest
 from defectgen.data.load import load_sources, require_usable
 from defectgen.errors import DataError, UsageError
 from defectgen.images import encode_image, write_bytes_atomic
-from defectgen.recipe import Recipe
+from defectgen.recipe import Place, Recipe
 from defectgen.records import Problem, Sources
 
 ROW = "0.5 0.5 0.2 0.2\n"
@@ -44,6 +44,10 @@ def _recipe(root: Path, **data: Any) -> Recipe:
         **data,
     }
     return Recipe.model_validate({"name": "test", "data": fields})
+
+
+def _write_mask(path: Path, size_wh: tuple[int, int] = (80, 60)) -> None:
+    write_bytes_atomic(path, encode_image(np.full((size_wh[1], size_wh[0], 3), 255, np.uint8), "png"))
 
 
 def _names(sources: Sources) -> dict[str, list[str]]:
@@ -266,3 +270,31 @@ def test_real_set_with_twins_and_a_budget_is_usable() -> None:
         drawn = [mark for image in sources.train for mark in image.annotations if mark.class_id == class_id]
         assert len(drawn) >= 20
     assert len(sources.train) < 60
+
+
+def test_mask_of_where_defects_may_be_is_checked_before_anything_is_fitted(tmp_path: Path) -> None:
+    root = _write_product(tmp_path / "set")
+
+    def faults(mask: str) -> list[str]:
+        recipe = _recipe(root)
+        return _errors(load_sources(recipe.model_copy(update={"place": Place(region_mask=mask)})))
+
+    missing = "place.region_mask is not there; correct the name, or put the image there"
+    assert faults("mask.png") == [f"{root}/mask.png: {missing}"]
+    _write_mask(root / "mask.png")
+    assert faults("mask.png") == []
+    _write_mask(root / "small.png", (40, 60))
+    (small,) = faults("small.png")
+    assert small.startswith(f"{root}/small.png: place.region_mask must have the size of ")
+    assert small.endswith(", 80x60, got 40x60; resize it")
+    # A folder: one of each clean image's name, but for those held out.
+    _write_mask(root / "masks/p4_a.png")
+    assert faults("masks") == [
+        f"{root}/masks: place.region_mask has no image named {name}.*; add it" for name in ("p0_a", "p5_a")
+    ]
+    for name in ("p0_a", "p5_a"):
+        _write_mask(root / f"masks/{name}.png")
+    assert faults("masks") == []
+    _write_mask(tmp_path / "mask.png")
+    (outside,) = faults("../mask.png")
+    assert "place.region_mask lies outside data.root" in outside

@@ -1,0 +1,67 @@
+"""place.region_mask: where on an image defects may be."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+
+from defectgen.errors import DataError
+from defectgen.images import read_rgb, size_wh
+from defectgen.recipe import Recipe
+from defectgen.records import LabelledImage, Problem
+
+
+def mask_of(recipe: Recipe, image: LabelledImage) -> Path:
+    """The file that says it of `image`: place.region_mask, or the one of the image's name in that folder.
+
+    Raises:
+        DataError: it lies outside data.root, there is none, or it has another size than the image.
+    """
+    root = Path(recipe.data.root or ".").absolute()
+    path = root / str(recipe.place.region_mask)
+    if recipe.data.root is not None and not Path(os.path.normpath(path)).is_relative_to(os.path.normpath(root)):
+        raise DataError(f"{path}: place.region_mask lies outside data.root ({root}); put it there")
+    if path.is_dir():
+        found = [child for child in sorted(path.iterdir()) if child.stem == Path(image.name).stem]
+        if not found:
+            raise DataError(f"{path}: place.region_mask has no image named {Path(image.name).stem}.*; add it")
+        path = found[0]
+    if not path.is_file():
+        raise DataError(f"{path}: place.region_mask is not there; correct the name, or put the image there")
+    width, height = size_wh(path)
+    if (width, height) != image.size_wh:
+        raise DataError(
+            f"{path}: place.region_mask must have the size of {image.name}, {image.size_wh[0]}x{image.size_wh[1]}, got "
+            f"{width}x{height}; resize it"
+        )
+    return path
+
+
+def allowed_region(recipe: Recipe, image: LabelledImage) -> np.ndarray | None:
+    """bool (H, W) where defects may be; None for everywhere.
+
+    Raises:
+        DataError: as `mask_of`, or the mask cannot be read.
+    """
+    if recipe.place.region_mask is None:
+        return None
+    allowed: np.ndarray = read_rgb(mask_of(recipe, image)).max(axis=2) >= 128
+    return allowed
+
+
+def region_faults(recipe: Recipe, images: Iterable[LabelledImage]) -> list[Problem]:
+    """What is wrong with the masks of `images`, each fault once."""
+    found: dict[str, Problem] = {}
+    for image in images if recipe.place.region_mask is not None else ():
+        try:
+            mask_of(recipe, image)
+        except DataError as error:
+            path, _, rest = str(error).partition(": ")
+            reason, _, remedy = rest.rpartition("; ")
+            # Of one mask of a wrong size the first image says enough.
+            key = path if remedy == "resize it" else reason
+            found.setdefault(key, Problem("error", path, "", reason, remedy))
+    return list(found.values())
