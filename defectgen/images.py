@@ -68,6 +68,11 @@ def read_rgb(path: Path, *, strict: bool = False) -> np.ndarray:
     Raises:
         DataError: the file is missing, empty, no image, cut short, larger than MAX_PIXELS, or not 8- or 16-bit.
     """
+    return read_with_bits(path, strict=strict)[0]
+
+
+def read_with_bits(path: Path, *, strict: bool = False) -> tuple[np.ndarray, int]:
+    """As `read_rgb`, and the bits that its values were taken to have: 8, 12 or 16."""
     data = _read_bytes(path)
     _, orientation = _header(data, path)
     if _is_cut_short(data):
@@ -82,8 +87,8 @@ def read_rgb(path: Path, *, strict: bool = False) -> np.ndarray:
         raise DataError(f"{path}: cannot be decoded ({error.err}); {_REMEDY}") from None
     if bgr is None:
         raise DataError(f"{path}: cannot be decoded, it is damaged or no image; {_REMEDY}")
-    rgb = cv2.cvtColor(_to_8_bit(bgr, path), cv2.COLOR_BGR2RGB)
-    return np.ascontiguousarray(_upright(rgb, orientation))
+    pixels, bits = _to_8_bit(bgr, path)
+    return np.ascontiguousarray(_upright(cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB), orientation)), bits
 
 
 def size_wh(path: Path) -> tuple[int, int]:
@@ -216,13 +221,14 @@ def _first_scan(data: bytes) -> int | None:
     return len(data) if position >= len(data) else None
 
 
-def _to_8_bit(pixels: np.ndarray, path: Path) -> np.ndarray:
+def _to_8_bit(pixels: np.ndarray, path: Path) -> tuple[np.ndarray, int]:
+    """uint8, and the bits that the values were taken to have."""
     if pixels.dtype == np.uint8:
-        return pixels
+        return pixels, 8
     if pixels.dtype != np.uint16:
         raise DataError(f"{path}: has {pixels.dtype} pixels; export it with 8 or 16 bits per channel")
-    top = 4095 if int(pixels.max()) <= 4095 else 65535
-    return np.rint(pixels * (255 / top)).astype(np.uint8)
+    bits = 12 if int(pixels.max()) < 2**12 else 16
+    return np.rint(pixels * (255 / (2**bits - 1))).astype(np.uint8), bits
 
 
 def _upright(pixels: np.ndarray, orientation: int) -> np.ndarray:

@@ -39,6 +39,7 @@ class LabelledImage:
         name: relative to the folder it was found in, with forward slashes; unique within a subset.
         size_wh: pixels after EXIF rotation.
         group: what must not be split between training and test (board, position, part).
+        bits: of its values, 8, 12 or 16.
     """
 
     path: Path
@@ -46,6 +47,7 @@ class LabelledImage:
     size_wh: tuple[int, int]
     group: str
     annotations: tuple[Annotation, ...] = ()
+    bits: int = 8
 
 
 @dataclass(frozen=True)

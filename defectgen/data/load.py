@@ -77,6 +77,7 @@ def load_sources(
     test, test_unmarked = labelled("test_images", "test_labels")
     train_clean, test_clean = clean("train_clean") + unmarked, clean("test_clean") + test_unmarked
     problems.extend(_marked_clean(pool + test, train_clean + test_clean))
+    problems.extend(_scaled_unlike(pool + test + train_clean + test_clean))
     if data.test_images is None:
         split = split_groups(pool, train_clean, data, recipe.seed)
         pool, train_clean, test, test_clean = split.train, split.train_clean, split.test, split.test_clean + test_clean
@@ -189,6 +190,19 @@ def _marked_clean(defective: Sequence[LabelledImage], clean: Sequence[LabelledIm
         for image in clean
         if image.path.resolve() in marked
     ]
+
+
+def _scaled_unlike(images: Sequence[LabelledImage]) -> list[Problem]:
+    """An error where some of a camera's images were scaled from 12 bits and others, with brighter spots, from 16."""
+    twelve, sixteen = (sorted(str(image.path) for image in images if image.bits == bits) for bits in (12, 16))
+    if not twelve or not sixteen:
+        return []
+    few, many = sorted((twelve, sixteen), key=len)
+    shown, bits, others = ("up to 4095", 12, 16) if few is twelve else ("above 4095", 16, 12)
+    share = f"{len(few)} of {len(few) + len(many)} such images"
+    reason = f"has 16-bit values {shown} ({share}) and would be scaled from {bits} bits, the others from {others}"
+    remedy = "the same grey would be 16 times as bright in one as in the other: convert all to 8 bits by one scale"
+    return [Problem("error", few[0], "", reason, remedy)]
 
 
 def _lacking(

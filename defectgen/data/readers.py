@@ -19,7 +19,7 @@ from defectgen.data.formats.yolo import DATA_YAML, names_in, parse_yolo
 from defectgen.data.places import SET_SUFFIXES, find_labels, is_label_file, label_file, marked_sets_about
 from defectgen.data.split import group_of
 from defectgen.errors import DataError
-from defectgen.images import IMAGE_SUFFIXES, list_images, read_rgb
+from defectgen.images import IMAGE_SUFFIXES, list_images, read_with_bits
 from defectgen.progress import Progress, silent
 from defectgen.recipe import Data
 from defectgen.records import LabelledImage, Problem
@@ -159,7 +159,7 @@ def _read_image(path: Path, folder: _Folder) -> Found:
     """The image without annotations, or what is wrong with it."""
     name = _name(path, folder)
     try:
-        height, width = read_rgb(path, strict=True).shape[:2]
+        pixels, bits = read_with_bits(path, strict=True)
     except DataError as error:
         reason, _, remedy = str(error).removeprefix(f"{path}: ").rpartition("; ")
         return [], [Problem("error", str(path), "", reason, remedy)]
@@ -167,7 +167,8 @@ def _read_image(path: Path, folder: _Folder) -> Found:
     if group is None:
         reason = f"data.group_pattern {folder.group_pattern!r} finds no group in it"
         return [], [Problem("error", str(path), "", reason, "rename the file or correct the pattern")]
-    return [LabelledImage(path.absolute(), name, (width, height), group)], []
+    height, width = pixels.shape[:2]
+    return [LabelledImage(path.absolute(), name, (width, height), group, bits=bits)], []
 
 
 def _read_marked(folder: _Folder, marks_of: Callable[[LabelledImage], Parsed]) -> Found:

@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 
@@ -298,3 +299,18 @@ def test_mask_of_where_defects_may_be_is_checked_before_anything_is_fitted(tmp_p
     _write_mask(tmp_path / "mask.png")
     (outside,) = faults("../mask.png")
     assert "place.region_mask lies outside data.root" in outside
+
+
+def test_images_of_one_camera_are_scaled_alike_or_not_at_all(tmp_path: Path) -> None:
+    root = _write_product(tmp_path)
+    deep = np.full((60, 80), 1000, np.uint16)
+    for name in ("images/p0_a", "images/p1_a", "images/p2_a"):
+        cv2.imwrite(str(root / f"{name}.png"), deep)
+    assert _errors(load_sources(_recipe(root))) == []
+    deep[5, 5] = 4100
+    cv2.imwrite(str(root / "images/p3_a.png"), deep)
+    assert _errors(load_sources(_recipe(root))) == [
+        f"{root}/images/p3_a.png: has 16-bit values above 4095 (1 of 4 such images) and would be scaled from 16 bits, "
+        "the others from 12; the same grey would be 16 times as bright in one as in the other: convert all to 8 bits by "
+        "one scale"
+    ]
