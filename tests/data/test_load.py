@@ -311,6 +311,6 @@ def test_images_of_one_camera_are_scaled_alike_or_not_at_all(tmp_path: Path) -> 
     cv2.imwrite(str(root / "images/p3_a.png"), deep)
     assert _errors(load_sources(_recipe(root))) == [
         f"{root}/images/p3_a.png: has 16-bit values above 4095 (1 of 4 such images) and would be scaled from 16 bits, "
-        "the others from 12; the same grey would be 16 times as bright in one as in the other: convert all to 8 bits by "
-        "one scale"
+        "the others from 12; the same grey would be 16 times as bright in one as in the other: convert all to 8 bits "
+        "by one scale"
     ]
