@@ -22,9 +22,9 @@ MIN_INSIDE = 0.4
 SLIVER = 0.05
 # A crop to classify shows this much more than the defect's longest side, and no less than so many pixels.
 CROP_FACTOR, CROP_PX = 1.5, 32
-# The corners of an oriented box may lie so far outside (of the image's sides). Past 0.01 ultralytics leaves the image
-# out, and says so in its log alone.
-_MOST_OUTSIDE = 0.0099
+# The corners of an oriented box may lie so far outside (of the image's sides). Where all together span more than 1.01,
+# ultralytics leaves the image out, and says so in its log alone.
+_MOST_OUTSIDE = 0.0049
 # What ultralytics pads with.
 PADDING_GREY = 114
 
