@@ -118,15 +118,15 @@ def test_oriented_boxes_lie_around_their_outlines(sources: Sources, tmp_path: Pa
     class_id, *values = (float(value) for value in row.split())
     corners = np.array(values).reshape(4, 2) * (64, 48)
     edges = np.roll(corners, -1, axis=0) - corners
-    # A corner that reached out by 0.7 px was moved in.
-    assert class_id == 0 and abs(edges[0] @ edges[1]) < 0.005 * np.prod(np.linalg.norm(edges[:2], axis=1))
+    # A corner that reached out by a pixel was moved in.
+    assert class_id == 0 and abs(edges[0] @ edges[1]) < 0.02 * np.prod(np.linalg.norm(edges[:2], axis=1))
     # Every point of the outline is on the inner side of every edge, and every edge touches it.
     inner = np.array(
         [[np.cross(edge, point - corner) for point in TRIANGLE] for corner, edge in zip(corners, edges, strict=True)]
     )
     signed = inner * np.sign(inner.sum())
     scale = np.linalg.norm(edges, axis=1)[:, None]
-    assert (signed / scale).min() > -0.3 and (np.abs(signed / scale).min(axis=1) < 0.3).all()
+    assert (signed / scale).min() > -0.5 and (np.abs(signed / scale).min(axis=1) < 0.5).all()
 
 
 def test_crops_show_the_defects_and_clean_product(sources: Sources, tmp_path: Path) -> None:
