@@ -166,7 +166,8 @@ def _header(data: bytes, path: Path) -> tuple[tuple[int, int] | None, int]:
             size, kind, orientation = header.size, header.format, header.getexif().get(_ORIENTATION_TAG, 1)
     except Image.DecompressionBombError:
         raise DataError(f"{path}: has more than {MAX_PIXELS // 10**6} megapixels; cut it into tiles first") from None
-    except (OSError, ValueError, SyntaxError, EOFError):
+    # ImportError: where ultralytics was imported, too, Pillow asks for a plugin for what it does not know.
+    except (OSError, ValueError, SyntaxError, EOFError, ImportError):
         return None, 1
     if size[0] * size[1] > MAX_PIXELS:
         raise DataError(
@@ -203,7 +204,7 @@ def _damage(data: bytes) -> str:
         try:
             with Image.open(io.BytesIO(data)) as image:
                 image.load()
-        except UnidentifiedImageError:
+        except (UnidentifiedImageError, ImportError):
             return ""
         except (OSError, ValueError, SyntaxError, EOFError) as error:
             return str(error)

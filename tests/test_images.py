@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
+from defectgen import images
 from defectgen.errors import DataError
 from defectgen.images import encode_image, list_images, read_rgb, sha256_bytes, sha256_file, size_wh, write_bytes_atomic
 
@@ -180,3 +181,15 @@ def test_sha256_is_that_of_the_standard(tmp_path: Path) -> None:
     assert sha256_bytes(b"abc") == sha256_file(tmp_path / "abc") == digest
     with pytest.raises(DataError, match="gone: cannot be read"):
         sha256_file(tmp_path / "gone")
+
+
+def test_file_that_is_no_image_is_said_to_be_none_beside_ultralytics_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def asks_for_a_plugin(*_: object) -> None:
+        raise ModuleNotFoundError("No module named 'pi_heif'")
+
+    (tmp_path / "a.png").write_bytes(b"II*\0 no picture")
+    monkeypatch.setattr(images.Image, "open", asks_for_a_plugin)
+    with pytest.raises(DataError, match=r"a\.png: cannot be decoded, it is damaged or no image"):
+        images.read_rgb(tmp_path / "a.png", strict=True)
