@@ -18,7 +18,7 @@ import numpy as np
 
 from defectgen.boxes import area, clip_polygon, mask_outlines, mask_xyxy, polygon_xyxy
 from defectgen.copies import copied_in
-from defectgen.dataset.labels import even_margin, label_box, own_margin
+from defectgen.dataset.labels import even_margin, label_box, measure, own_margin
 from defectgen.errors import RunError
 from defectgen.images import read_rgb, sha256_file
 from defectgen.inpaint.backends import two_levels
@@ -38,29 +38,36 @@ import albumentations as A
 # image that keeps none is drawn anew, so often at most.
 LEFT_OF_DEFECT, MAX_DRAWS = 0.1, 50
 
-# image, the row's placed defect, its number in the image -> the image with the defect, and its label box
-_Painter = Callable[[np.ndarray, dict[str, Any], int], tuple[np.ndarray, XYXY]]
+# image, the row's placed defect, its number in the image -> the image with the defect, its label box, and where it is,
+# bool (H, W); None: wherever the image changed in the box
+_Painter = Callable[[np.ndarray, dict[str, Any], int], tuple[np.ndarray, XYXY, np.ndarray | None]]
 
 
 def compose_copy_paste(recipe: Recipe, sources: Sources, studio: Studio, row: dict[str, Any]) -> Composite:
     """The image of a manifest row again, with the real defects that its placements follow, Poisson-blended.
 
-    They are not bent, so that the boxes of the real annotations, moved along, are right labels.
+    They are not bent, so that the boxes and outlines of the real annotations, moved along, are right labels. Of a defect
+    that has a box alone, the outline is measured.
     """
+    min_change = recipe.labels.min_change
 
-    def paint(image: np.ndarray, placed: dict[str, Any], number: int) -> tuple[np.ndarray, XYXY]:
+    def paint(image: np.ndarray, placed: dict[str, Any], number: int) -> tuple[np.ndarray, XYXY, np.ndarray | None]:
         placement = placed["placement"]
         turn, window = replace(Turn.of_json(placement), warp=0.0), Window(*placement["window"])
-        after, _ = copied_in(recipe, sources, studio, placement["model"], turn, window, image)
+        after, shape = copied_in(recipe, sources, studio, placement["model"], turn, window, image)
         model, size_wh = studio.models[placement["model"]], image.shape[1::-1]
         box = annotated_box(model, turn, window, size_wh)
-        margin = own_margin(model.crop, model.twin, min_change=recipe.labels.min_change)
-        if model.crop.outlined or margin is None:
-            return after, box
+        if model.crop.outlined:
+            return after, box, _in_image(shape, window, size_wh)
+        measured = measure(after, image, window, min_change=min_change, window_px=window.side, weak_change=None)
+        seen = None if measured is None else measured.mask
+        margin = own_margin(model.crop, model.twin, min_change=min_change)
+        if margin is None:
+            return after, box, seen
         # Annotators leave as many pixels around a small defect as around a large one (see `annotators_margin`).
         too_small = 1 - window.side / model.crop.window.side
         left, top, right, bottom = (side * too_small for side in turn.sides(margin))
-        return after, label_box(box, (left, top, right, bottom), size_wh)
+        return after, label_box(box, (left, top, right, bottom), size_wh), seen
 
     return _painted(recipe, sources, row, paint, backend="poisson")
 
@@ -72,7 +79,7 @@ def compose_procedural(recipe: Recipe, sources: Sources, studio: Studio, row: di
     measured as those of generated defects are.
     """
 
-    def paint(image: np.ndarray, placed: dict[str, Any], number: int) -> tuple[np.ndarray, XYXY]:
+    def paint(image: np.ndarray, placed: dict[str, Any], number: int) -> tuple[np.ndarray, XYXY, None]:
         asked = placed["asked_xyxy"]
         margin_px = studio.margins[placed["class_id"]] if recipe.labels.margin == "auto" else 0.0
         # What was asked for of an outlined defect has no margin around it.
@@ -81,10 +88,10 @@ def compose_procedural(recipe: Recipe, sources: Sources, studio: Studio, row: di
         after, box = _drawn(image, asked, 0.0 if outlined else margin_px, rng, two_levels(image))
         seen = mask_xyxy(_differs(after, image, box, recipe.labels.min_change))
         if seen is None:
-            return after, asked
+            return after, asked, None
         x, y = box[0], box[1]
         changed = (seen[0] + x, seen[1] + y, seen[2] + x, seen[3] + y)
-        return after, label_box(changed, even_margin(changed, margin_px), image.shape[1::-1])
+        return after, label_box(changed, even_margin(changed, margin_px), image.shape[1::-1]), None
 
     return _painted(recipe, sources, row, paint, backend="procedural")
 
@@ -134,17 +141,28 @@ def _painted(recipe: Recipe, sources: Sources, row: dict[str, Any], paint: _Pain
     painted = []
     for number, placed in enumerate(row["placed"]):
         before = image
-        image, box = paint(before, placed, number)
+        image, box, defect = paint(before, placed, number)
         if area(box) == 0:
             # The model's own box, where its outline is a generator's pixel wider: see `Turn.bend`, `annotated_box`.
             box = tuple(placed["asked_xyxy"])
-        x1, y1, x2, y2 = whole = (int(box[0]), int(box[1]), math.ceil(box[2]), math.ceil(box[3]))
-        changed = _differs(image, before, whole, recipe.labels.min_change)
-        mask[y1:y2, x1:x2][changed] = placed["class_id"] + 1
-        outlines = tuple(tuple((x + x1, y + y1) for x, y in outline) for outline in mask_outlines(changed))
+        if defect is None or not defect.any():
+            x1, y1, x2, y2 = whole = (int(box[0]), int(box[1]), math.ceil(box[2]), math.ceil(box[3]))
+            defect = np.zeros(mask.shape, bool)
+            defect[y1:y2, x1:x2] = _differs(image, before, whole, recipe.labels.min_change)
+        mask[defect] = placed["class_id"] + 1
+        outlines = mask_outlines(defect)
         placement = placed["placement"] | {"backend": backend}
         painted.append(PlacedDefect(placed["class_id"], box, box, outlines or (_corners(box),), box, placement))
     return Composite(int(row["index"]), image, mask, base, sha256_file(base.path), base.annotations, tuple(painted), ())
+
+
+def _in_image(shape: np.ndarray, window: Window, size_wh: tuple[int, int]) -> np.ndarray:
+    """bool (H, W) of the image: where `shape`, bool (side, side) of the window, lies in it."""
+    whole = np.zeros(size_wh[::-1], bool)
+    x1, y1 = max(window.x, 0), max(window.y, 0)
+    x2, y2 = min(window.x + window.side, size_wh[0]), min(window.y + window.side, size_wh[1])
+    whole[y1:y2, x1:x2] = shape[y1 - window.y : y2 - window.y, x1 - window.x : x2 - window.x]
+    return whole
 
 
 def _corners(box: XYXY) -> Polygon:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from stand_ins import block_sources, changed, inside, make_studio
 
-from defectgen.boxes import iou_xyxy
+from defectgen.boxes import iou_xyxy, polygon_xyxy
 from defectgen.compose import clean_indexes, compose
 from defectgen.controls import compose_augmented, compose_copy_paste, compose_procedural
 from defectgen.dataset.write import write_composite
@@ -68,6 +68,28 @@ def test_small_copy_is_labelled_with_the_margin_of_a_large_one(toys: Any, tmp_pa
     x1, y1, x2, y2 = placed.label_xyxy
     assert (x2 - x1, y2 - y1) == pytest.approx((8 + 2 * 4, 4 + 2 * 4), abs=1.5)
     assert ((x1 + x2) / 2, (y1 + y2) / 2) == pytest.approx((30 + window.side / 2, 20 + window.side / 2), abs=1.5)
+
+
+def test_outline_of_a_copy_is_the_annotators_where_its_change_falls_into_pieces(toys: Any, tmp_path: Path) -> None:
+    sources = block_sources(tmp_path)
+    (real,) = sources.train
+    pixels = read_rgb(real.path)
+    # Its middle looks like the product.
+    pixels[48:56, 44:54] = 128
+    real.path.write_bytes(encode_image(pixels, "png"))
+    outline = ((40.0, 48.0), (56.0, 48.0), (56.0, 56.0), (40.0, 56.0))
+    marked = replace(real, annotations=(Annotation(0, polygon_xyxy(outline), outline),))
+    sources = replace(sources, train=(marked,), train_pool=(marked,))
+    recipe = toys.recipe()
+    studio = make_studio(recipe, sources)
+    own = studio.models[0].crop.window
+    window = Window(own.x + 20, own.y + 10, own.side)
+    row = copy_paste_row(0, window, (60.0, 58.0, 76.0, 66.0), "part.png")
+    composite = compose_copy_paste(recipe, sources, studio, row)
+    (written,) = write_composite(tmp_path, composite, image_format="png", task="segment", class_names=("block",))["placed"]
+    assert polygon_xyxy(written["polygon"]) == pytest.approx((60, 58, 76, 66), abs=1)
+    assert written["label_xyxy"] == pytest.approx((60, 58, 76, 66), abs=1)
+    assert (composite.mask[59:65, 61:75] == 1).all()
 
 
 def test_copy_paste_repeats_the_places_of_a_made_set(toys: Any, demo_sources: Sources) -> None:

@@ -19,6 +19,7 @@ import numpy as np
 import yaml
 
 from defectgen import __version__
+from defectgen.boxes import joined_outline
 from defectgen.dataset.card import dataset_card, portable_recipe
 from defectgen.dataset.manifest import (
     FOLDERS,
@@ -116,7 +117,7 @@ def _placed_row(defect: PlacedDefect, class_names: Sequence[str]) -> dict[str, A
         "label_xyxy": defect.label_xyxy,
         "changed_xyxy": defect.changed_xyxy,
         "asked_xyxy": defect.asked_xyxy,
-        "polygon": defect.polygons[0] if defect.polygons else None,
+        "polygon": joined_outline(defect.polygons) if defect.polygons else None,
         "placement": defect.placement,
     }
 
