@@ -46,8 +46,8 @@ _Painter = Callable[[np.ndarray, dict[str, Any], int], tuple[np.ndarray, XYXY, n
 def compose_copy_paste(recipe: Recipe, sources: Sources, studio: Studio, row: dict[str, Any]) -> Composite:
     """The image of a manifest row again, with the real defects that its placements follow, Poisson-blended.
 
-    They are not bent, so that the boxes and outlines of the real annotations, moved along, are right labels. Of a defect
-    that has a box alone, the outline is measured.
+    They are not bent, so that the boxes and outlines of the real annotations, moved along, are right labels. Of a box
+    the outline is measured.
     """
     min_change = recipe.labels.min_change
 

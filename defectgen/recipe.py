@@ -275,6 +275,21 @@ class TrainYolo(Section):
         "procedural: real, drawn defects where the synthetic ones are. full-real: all real training images, a ceiling.",
     )
 
+    @field_validator("seeds", "arms")
+    @classmethod
+    def _names_each_once(cls, value: list[Any]) -> list[Any]:
+        # One training counted twice would look like certainty.
+        if len(set(value)) < len(value):
+            raise ValueError(f"must name each once, got {value}")
+        return value
+
+    @field_validator("seeds")
+    @classmethod
+    def _counts_from_0(cls, value: list[int]) -> list[int]:
+        if min(value) < 0:
+            raise ValueError(f"must be whole numbers of 0 or more, got {value}")
+        return value
+
 
 class Recipe(Section):
     """A data set and a detector, from the user's real defects on."""

@@ -60,9 +60,9 @@ def task_of(recipe: Recipe) -> Task:
     """Boxes or polygons, as the recipe says or its detector needs."""
     if recipe.labels.task != "auto":
         return recipe.labels.task
-    from defectgen.yolo.arms import task_of_model
+    from defectgen.yolo.arms import needs_outlines
 
-    return "segment" if task_of_model(recipe.train_yolo.model) in ("segment", "obb") else "detect"
+    return "segment" if needs_outlines(recipe.train_yolo.model) else "detect"
 
 
 @contextmanager
@@ -189,6 +189,24 @@ def _check_data(recipe: Recipe, sources: Sources, out: Path, *, overwrite: bool)
         shutil.rmtree(out / name, ignore_errors=True)
 
 
+def _check_task(recipe: Recipe, out: Path) -> None:
+    """Nothing, where a set with boxes does not meet a model that learns from outlines."""
+    from defectgen.yolo.arms import needs_outlines
+
+    model, manifest = recipe.train_yolo.model, out / "dataset" / MANIFEST_NAME
+    if not needs_outlines(model):
+        return
+    if task_of(recipe) == "detect":
+        raise UsageError(
+            f"labels.task: detect gives boxes, and train_yolo.model {model} learns from outlines; set it to auto"
+        )
+    if manifest.exists() and read_manifest(manifest).header["task"] == "detect":
+        raise RunError(
+            f"{out / 'dataset'}: has boxes, and train_yolo.model {model} learns from outlines; choose another --out, "
+            "or make the set again with --set labels.task=segment --overwrite"
+        )
+
+
 def run_fit(
     recipe: Recipe, out: Path, *, progress: Progress, overwrite: bool = False, trackers: Sequence[str] = ()
 ) -> dict[str, Any]:
@@ -279,10 +297,10 @@ def _synth(
     fit(recipe, sources, out / "generator", progress=progress, trackers=trackers)
     partial.mkdir(parents=True, exist_ok=True)
     indexes = set_indexes(num_images, rejected)
-    done = gather(partial, indexes, finished=None if made is None else folder)
-    todo = [index for index in indexes if index not in done]
     # A detector of another kind may have been chosen since the set was made.
     task = task_of(recipe) if made is None else made.header["task"]
+    done = gather(partial, indexes, task=task, finished=None if made is None else folder)
+    todo = [index for index in indexes if index not in done]
     job = _Job(recipe, sources, out / "generator", fit_fingerprint(recipe, sources), partial, task)
     progress("synth", len(done), num_images, f"starting {min(workers, len(todo))} processes")
     refused: dict[str, int] = {}
@@ -352,6 +370,7 @@ def run_train_yolo(
     Raises:
         UsageError: `train_yolo.model` is a .pt file, which can run code when it is loaded, and is not trusted.
     """
+    from defectgen.yolo.arms import check_sources
     from defectgen.yolo.train import resolve_model, train_arms
 
     model = resolve_model(recipe.train_yolo.model)
@@ -367,10 +386,13 @@ def run_train_yolo(
                 "data.test_images: there is no held-out real image to judge a detector by; name test_images, or "
                 "test_groups, or raise test_fraction"
             )
+        # Before hours are spent on sets that could not be used.
+        check_sources(sources, recipe.train_yolo)
         arms = recipe.train_yolo.arms
         synthetic: dict[str, Path] = {}
         if set(arms) - {"real", "real+aug", "full-real"}:
             _check_data(recipe, sources, out, overwrite=overwrite)
+            _check_task(recipe, out)
             _synth(recipe, sources, out, workers=workers, progress=progress, trackers=trackers, reviews=reviews)
             synthetic["real+defectgen"] = out / "dataset"
         elif reviews:
@@ -395,7 +417,7 @@ def _control_set(arm: str, recipe: Recipe, sources: Sources, out: Path, *, progr
     folder, partial = out / "yolo" / name, out / "yolo" / f"{name}.partial"
     make: Callable[[int], Composite]
     fingerprint = fit_fingerprint(recipe, sources)
-    followed = fingerprint
+    followed, task = fingerprint, task_of(recipe)
     rejected: list[int] = []
     if arm == "real+aug":
         num_images = recipe.synth.num_images
@@ -406,6 +428,8 @@ def _control_set(arm: str, recipe: Recipe, sources: Sources, out: Path, *, progr
         studio = load_studio(recipe, sources, out / "generator", fingerprint=fingerprint)
         manifest = read_manifest(out / "dataset" / MANIFEST_NAME)
         rows, rejected = manifest.rows, manifest.header.get("rejected", [])
+        # Boxes or outlines as in that set, whatever detector has been chosen since.
+        task = manifest.header["task"]
         # The set stands and falls with the placements that it follows.
         followed = hashlib.sha256((out / "dataset" / MANIFEST_NAME).read_bytes()).hexdigest()
         num_images = len(rows)
@@ -418,19 +442,19 @@ def _control_set(arm: str, recipe: Recipe, sources: Sources, out: Path, *, progr
     if folder.exists():
         made = read_manifest(folder / MANIFEST_NAME).header
         is_of = (made["generator_fingerprint"], made["num_images"], made["task"])
-        if is_of == (followed, num_images, task_of(recipe)):
+        if is_of == (followed, num_images, task):
             return folder
     for stale in (folder, partial):
         shutil.rmtree(stale, ignore_errors=True)
     partial.mkdir(parents=True)
     for position in range(num_images):
-        _write(make(position), partial, recipe, sources, task_of(recipe))
+        _write(make(position), partial, recipe, sources, task)
         progress(arm.removeprefix("real+"), position + 1, num_images, "")
     finish(
         partial,
         recipe_yaml=recipe.to_yaml(),
         class_names=sources.class_names,
-        task=task_of(recipe),
+        task=task,
         num_images=num_images,
         fingerprint=followed,
         rejected=rejected,

@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -30,7 +30,7 @@ from defectgen.inpaint.golden import golden_windows
 from defectgen.inpaint.placement import Model
 from defectgen.progress import WARNING, Progress
 from defectgen.recipe import Recipe
-from defectgen.records import Sources
+from defectgen.records import LabelledImage, Sources
 from defectgen.samples import write_sample_sheet
 from defectgen.trackers import tracked
 
@@ -78,10 +78,7 @@ def fit_fingerprint(recipe: Recipe, sources: Sources) -> str:
     """SHA-256 of all that the generator depends on: settings, and names, bytes and labels of the training images."""
     from defectgen.diffusion.unet import CONTEXT_CHANNELS, SAMPLE_CHANNELS
 
-    files = [
-        [image.name, sha256_file(image.path), [[a.class_id, a.xyxy, a.polygon] for a in image.annotations]]
-        for image in (*sources.train, *sources.train_clean)
-    ]
+    files = _images_facts((*sources.train, *sources.train_clean))
     facts = {
         "classes": sources.class_names,
         "files": files,
@@ -98,6 +95,18 @@ def fit_fingerprint(recipe: Recipe, sources: Sources) -> str:
         # Of no account to the generator, but to all that is made with it: a corrected mask is not passed over.
         facts["regions"] = [sha256_file(path) for path in sorted({mask_of(recipe, image) for image in bases})]
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+def images_digest(images: Iterable[LabelledImage]) -> str:
+    """SHA-256 of the images' names, bytes and labels."""
+    return hashlib.sha256(json.dumps(_images_facts(images)).encode()).hexdigest()
+
+
+def _images_facts(images: Iterable[LabelledImage]) -> list[Any]:
+    return [
+        [image.name, sha256_file(image.path), [[a.class_id, a.xyxy, a.polygon] for a in image.annotations]]
+        for image in images
+    ]
 
 
 def real_crops(recipe: Recipe, sources: Sources) -> list[Crop]:

@@ -86,7 +86,8 @@ def test_outline_of_a_copy_is_the_annotators_where_its_change_falls_into_pieces(
     window = Window(own.x + 20, own.y + 10, own.side)
     row = copy_paste_row(0, window, (60.0, 58.0, 76.0, 66.0), "part.png")
     composite = compose_copy_paste(recipe, sources, studio, row)
-    (written,) = write_composite(tmp_path, composite, image_format="png", task="segment", class_names=("block",))["placed"]
+    row = dict(write_composite(tmp_path, composite, image_format="png", task="segment", class_names=("block",)))
+    (written,) = row["placed"]
     assert polygon_xyxy(written["polygon"]) == pytest.approx((60, 58, 76, 66), abs=1)
     assert written["label_xyxy"] == pytest.approx((60, 58, 76, 66), abs=1)
     assert (composite.mask[59:65, 61:75] == 1).all()

@@ -74,6 +74,14 @@ def test_all_faults_are_reported_at_once_with_place_and_value(tmp_path: Path) ->
         f"{path}: synth.num_images: input should be greater than or equal to 1, got 0",
         f"{path}: train_yolo.imgsz: input should be a multiple of 32, got 300",
     ]
+    # A training counted twice would look like certainty.
+    path = _write(tmp_path, train_yolo={"seeds": [0, 1, 0], "arms": ["real", "real"]})
+    assert _message(path).split("\n") == [
+        f"{path}: train_yolo.seeds: must name each once, got [0, 1, 0]",
+        f"{path}: train_yolo.arms: must name each once, got ['real', 'real']",
+    ]
+    path = _write(tmp_path, train_yolo={"seeds": [-1]})
+    assert _message(path) == f"{path}: train_yolo.seeds: must be whole numbers of 0 or more, got [-1]"
 
 
 @pytest.mark.parametrize(

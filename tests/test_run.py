@@ -413,6 +413,39 @@ def test_detector_needs_held_out_real_images(out: Path, fitted: Any) -> None:
         run_train_yolo(fitted.recipe, out, workers=1, progress=silent)
 
 
+@pytest.mark.parametrize("fault", ["leak", "boxes"])
+def test_data_no_detector_can_be_judged_by_is_refused_before_a_set_is_made(fitted: Any, out: Path, fault: str) -> None:
+    model = "yolo11n.yaml"
+    if fault == "leak":
+        train, test = (
+            next(path for path in sorted((out / f"demo/{name}/labels").iterdir()) if path.stat().st_size)
+            for name in ("train", "test")
+        )
+        images = (out / "demo/train/images" / train.stem, out / "demo/test/images" / test.stem)
+        source, target = (next(image.parent.glob(f"{image.name}.*")) for image in images)
+        target.write_bytes(source.read_bytes())
+    else:
+        model = "yolo11n-seg.yaml"
+        label = next(path for path in sorted((out / "demo/test/labels").iterdir()) if path.stat().st_size)
+        label.write_text(label.read_text().split()[0] + " 0.5 0.5 0.2 0.2\n")
+    recipe = fitted.recipe.model_copy(
+        update={"train_yolo": fitted.recipe.train_yolo.model_copy(update={"model": model})}
+    )
+    message = "is a test image and the same as the training" if fault == "leak" else "has boxes without an outline"
+    with pytest.raises(DefectgenError, match=message):
+        run_train_yolo(recipe, out, workers=1, progress=silent)
+    assert not (out / "dataset").exists() and not (out / "dataset.partial").exists()
+
+
+def test_set_with_boxes_is_not_for_a_model_that_learns_from_outlines(fitted: Any, made: Path, tmp_path: Path) -> None:
+    out = Path(shutil.copytree(made, tmp_path / "run"))
+    recipe = fitted.recipe.model_copy(
+        update={"train_yolo": fitted.recipe.train_yolo.model_copy(update={"model": "yolo11n-seg.yaml"})}
+    )
+    with pytest.raises(RunError, match=r"dataset: has boxes, and train_yolo\.model yolo11n-seg\.yaml learns"):
+        run_train_yolo(recipe, out, workers=1, progress=silent)
+
+
 @pytest.mark.parametrize(
     ("task", "model", "expected"),
     [

@@ -26,7 +26,7 @@ from defectgen.images import sha256_file, write_bytes_atomic
 from defectgen.progress import Progress
 from defectgen.recipe import DEFAULT_ARMS, Arm, Recipe
 from defectgen.run import read_sources, run_train_yolo
-from defectgen.studio import load_studio
+from defectgen.studio import images_digest, load_studio
 from defectgen.yolo.arm_files import read_json, to_json
 from defectgen.yolo.arms import task_of_model
 from defectgen.yolo.train import label_agreement
@@ -49,7 +49,7 @@ PROFILES: dict[ProfileName, Profile] = {
     # Two CPU cores and two hours.
     "small": Profile((10,), 3, DEFAULT_ARMS),
     # A GPU.
-    "full": Profile((5, 10, 20), 5, get_args(Arm), {"imgsz": 640, "tile_px": None, "iterations": 3000}),
+    "full": Profile((5, 10, 20), 5, get_args(Arm), {"imgsz": 640, "iterations": 3000}),
 }
 
 
@@ -85,6 +85,9 @@ def run_bench(
     plan = PROFILES[profile]
     ks, count = tuple(dict.fromkeys(ks or plan.ks)), num_seeds or plan.num_seeds
     pinned_by_profile = {name: value for name, value in plan.train_yolo.items() if name not in pinned}
+    for name, value in pinned_by_profile.items():
+        if value != (of_recipe := getattr(recipe.train_yolo, name)):
+            progress(f"profile {profile}", 0, 0, f"train_yolo.{name} is {value}, not {of_recipe}; --set keeps another")
     recipe = _with_fixed_split(recipe, out)
     folder = out / profile
     table = folder / "bench.jsonl"
@@ -100,6 +103,10 @@ def run_bench(
         rows = [row for row in rows if row.get("settings") == settings]
     _refuse_others(rows, "settings", settings, table)
     budgets = _check_budgets(cells, out)
+    data = next(iter(budgets.values()))["data"]
+    if overwrite:
+        rows = [row for row in rows if row.get("data") == data]
+    _refuse_others(rows, "data", data, table)
     summary: dict[str, Any] = {}
     for number, ((k, seed), cell) in enumerate(cells.items(), 1):
         name = f"run {number} of {len(cells)}, K {k}, seed {seed}"
@@ -137,7 +144,8 @@ def run_bench(
             figures = f"mAP50 {100 * row['map50']:.1f}, mAP50-95 {100 * row['map5095']:.1f}"
             progress(f"{name}, {row['arm']}", 0, 0, figures)
         write_bytes_atomic(table, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode())
-        summary = summarise(rows, num_test_images=results["test_images"])
+        alone = recipe.train_yolo.real_share == 0
+        summary = summarise(rows, num_test_images=results["test_images"], alone=alone)
         summary["diagnostics"] = _diagnostics_on_disk(rows, folder)
         write_bytes_atomic(folder / "bench.json", to_json(summary))
     write_plots(rows, curves_on_disk(rows, folder), folder)
@@ -157,36 +165,42 @@ def settings_digest(recipe: Recipe) -> str:
     return hashlib.sha256(to_json([content, weights, __version__])).hexdigest()
 
 
+_UNLIKE = {"settings": "other settings", "data": "other training images or labels", "test": "another test set"}
+
+
 def _refuse_others(rows: Sequence[dict[str, Any]], name: str, value: str, table: Path) -> None:
-    """Rows of unlike settings or test sets cannot stand in one table.
+    """Rows of unlike settings, training data or test sets cannot stand in one table.
 
     Raises:
         RunError: a row has another `value` for `name` than this run.
     """
     for row in rows:
         if row.get(name) != value:
-            what = "other settings" if name == "settings" else "another test set"
             raise RunError(
-                f"{table}: K {row['k']}, seed {row['seed']}, arm {row['arm']} was measured with {what}; name another "
-                "--out, or give --overwrite and every --k and all --seeds"
+                f"{table}: K {row['k']}, seed {row['seed']}, arm {row['arm']} was measured with {_UNLIKE[name]}; name "
+                "another --out, or give --overwrite and every --k and all --seeds"
             )
 
 
 def _check_budgets(cells: dict[tuple[int, int], Recipe], out: Path) -> dict[tuple[int, int], dict[str, Any]]:
     """Of each cell the real defects per class (whole images are drawn, so that common ones may have more than K), and
-    of how many groups: few groups show few kinds of defect, however many there are.
+    of how many groups: few groups show few kinds of defect, however many there are; and a hash of what all are drawn
+    from, which is the same for every cell.
 
     Raises:
         RunError: a class has fewer than K, or two seeds draw the same images: their spread would not be that of draws.
     """
     budgets: dict[tuple[int, int], dict[str, Any]] = {}
+    data = ""
     drawn: dict[tuple[int, tuple[str, ...]], int] = {}
     for (k, seed), cell in cells.items():
         sources = load_sources(cell, out / "demo")
         require_usable(sources)
         counts = Counter(mark.class_id for image in sources.train for mark in image.annotations)
         defects = {name: counts[class_id] for class_id, name in enumerate(sources.class_names)}
-        budgets[k, seed] = {"defects": defects, "groups": len({image.group for image in sources.train})}
+        data = data or images_digest((*sources.train_pool, *sources.train_clean))
+        groups = len({image.group for image in sources.train})
+        budgets[k, seed] = {"defects": defects, "groups": groups, "data": data}
         name, fewest = min(defects.items(), key=lambda item: item[1])
         if fewest < k:
             raise RunError(f"bench: class {name!r} has {fewest} real defects for training, not K = {k}; lower --k")

@@ -42,9 +42,9 @@ def write_plots(rows: Sequence[dict[str, Any]], curves: Sequence[dict[str, Any]]
 
 def drawings(rows: Sequence[dict[str, Any]], curves: Sequence[dict[str, Any]]) -> dict[str, Callable[[Any], bool]]:
     """By name, what draws into matplotlib axes, and says whether there was something to draw."""
-    k = max(row["k"] for row in rows)
+    k = _largest_k(rows)
     # A run that was deleted has none.
-    k_of_curves = max((curve["k"] for curve in curves), default=k)
+    k_of_curves = _largest_k(curves) if curves else k
     of_k = [curve for curve in curves if curve["k"] == k_of_curves]
     return {
         "map_over_k": lambda axes: _map_over_k(axes, rows),
@@ -65,6 +65,11 @@ def drawings(rows: Sequence[dict[str, Any]], curves: Sequence[dict[str, Any]]) -
             logarithmic=True,
         ),
     }
+
+
+def _largest_k(rows: Sequence[dict[str, Any]]) -> int:
+    """With synthetic data, where any has: budgets added to the curve of `real` have that arm alone."""
+    return max([row["k"] for row in rows if row["arm"] == OWN_ARM] or [row["k"] for row in rows])
 
 
 def log_axis(axes: Any) -> None:

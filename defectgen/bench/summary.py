@@ -17,12 +17,13 @@ FIGURES = ("map50", "map5095", "recall_at_fp")
 _OVER = "draws of the real images"
 
 
-def summarise(rows: Sequence[dict[str, Any]], *, num_test_images: int) -> dict[str, Any]:
+def summarise(rows: Sequence[dict[str, Any]], *, num_test_images: int, alone: bool = False) -> dict[str, Any]:
     """Per K: each arm's mean over the seeds with its 95 % interval, in percent, and the verdict.
 
     arms: {arm: {figure: {"mean", "low", "high"}, "num_seeds"}}; low and high are None with one seed, a figure is None
     where the test set cannot tell. difference: {arm: {"mean", "low", "high"}}, `real+defectgen` minus the arm in points
     of mAP50-95, paired by seed. worth: of the gain over `real`, {"mean", "low", "high"}: see `worth`.
+    `alone`: see `Verdict`.
     """
     by_k = {}
     ks = sorted({row["k"] for row in rows})
@@ -31,7 +32,7 @@ def summarise(rows: Sequence[dict[str, Any]], *, num_test_images: int) -> dict[s
         of_k = [row for row in rows if row["k"] == k]
         arms = list(dict.fromkeys(row["arm"] for row in of_k))
         scores = {arm: {row["seed"]: row["map5095"] for row in of_k if row["arm"] == arm} for arm in arms}
-        verdict = judge(scores)
+        verdict = judge(scores, alone=alone)
         own = scores.get(OWN_ARM)
         difference = {arm: _difference(own, scores[arm]) for arm in arms if arm != OWN_ARM} if own else {}
         by_k[str(k)] = {

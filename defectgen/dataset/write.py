@@ -140,27 +140,33 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def completed(folder: Path) -> set[int]:
-    """Indexes of the images that are wholly there: a row, and its three files with the hashes it names."""
-    return set(_complete_rows(folder))
+def completed(folder: Path, task: Task) -> set[int]:
+    """Indexes of the images that are wholly there: a row, and its three files with the hashes it names, labels being
+    for `task`.
+    """
+    return {
+        index
+        for index, row in _complete_rows(folder).items()
+        if sha256_bytes(label_text(label_rows(row, task)).encode()) == row["label_sha256"]
+    }
 
 
-def gather(folder: Path, indexes: Collection[int], *, finished: Path | None = None) -> set[int]:
-    """Indexes of the images that `folder` holds complete, after all others are gone from it.
+def gather(folder: Path, indexes: Collection[int], *, task: Task, finished: Path | None = None) -> set[int]:
+    """Indexes of the images that `folder` holds complete, with labels for `task`, after all others are gone from it.
 
     May be repeated after a kill at any point.
 
     Args:
         indexes: what the set is to hold.
-        finished: a finished set of the same recipe and generator, left as it is: what it has of `indexes` is taken over
-            without being made again.
+        finished: a finished set of the same recipe, generator and task, left as it is: what it has of `indexes` is
+            taken over without being made again.
     """
     wanted = frozenset(indexes)
     for name in (ROWS_FOLDER, *FOLDERS):
         for path in (folder / name).glob("[0-9]*"):
             if path.stem.isdecimal() and int(path.stem) not in wanted:
                 path.unlink()
-    done = completed(folder)
+    done = completed(folder, task)
     if finished is not None:
         for index, row in _complete_rows(finished).items():
             if index in wanted and index not in done:

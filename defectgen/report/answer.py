@@ -10,7 +10,7 @@ from typing import Any
 from defectgen.dataset.manifest import MANIFEST_NAME
 from defectgen.images import sha256_file
 from defectgen.yolo.results import FIGURE_NAMES, SCORES, verdict_line
-from defectgen.yolo.verdict import CEILING, COPIES_ARM, OWN_ARM
+from defectgen.yolo.verdict import CEILING, COPIES_ARM, OWN_ARM, REAL_ARM
 
 # More of the defects tried than this refused is worth a word, and so is a larger share of copies.
 _MANY_REFUSED, _MANY_COPIES = 0.8, 0.2
@@ -32,16 +32,22 @@ class Answer:
         finding: a verdict's, or `not proven` (one training per arm), or `not measured`.
         sentences: why, and what to do next.
         where: what of several budgets the finding is of.
+        rival: the arm that the finding is against, where it says nothing of the gain over the real images.
     """
 
     finding: str
     sentences: tuple[str, ...]
     where: str = ""
+    rival: str | None = None
 
     @property
     def headline(self) -> str:
         """Whether to use the set, in a few words."""
-        return _HEADLINES[self.finding] + (f" ({self.where})" if self.where else "")
+        words = _HEADLINES[self.finding]
+        if self.rival is not None:
+            rival = self.rival.removeprefix("real+")
+            words = f"Better than {rival}" if self.finding == "helps" else f"Do not use it: {rival} does better"
+        return words + (f" ({self.where})" if self.where else "")
 
 
 def answer_of(results: dict[str, Any] | None, figures: dict[str, Any] | None, dataset: Path | None) -> Answer:
@@ -53,8 +59,8 @@ def answer_of(results: dict[str, Any] | None, figures: dict[str, Any] | None, da
         dataset: its folder, where it was made.
     """
     said: list[str] = []
-    trained_on = None if results is None else results.get("sets_sha256", {}).get(OWN_ARM)
-    if dataset is not None and trained_on not in (None, sha256_file(dataset / MANIFEST_NAME)):
+    rival = None
+    if results is not None and dataset is not None and is_stale(results, dataset):
         finding = "not measured"
         said.append(
             "The detectors below were trained on this set as it was before a review replaced some of its images: run "
@@ -67,9 +73,9 @@ def answer_of(results: dict[str, Any] | None, figures: dict[str, Any] | None, da
             "them, and judged on real parts: `defectgen train-yolo` with the same recipe does that."
         )
     elif results["verdict"] is not None:
-        finding = results["verdict"]["finding"]
+        finding, rival = results["verdict"]["finding"], results["verdict"].get("over_rival_alone")
         said.append(results["verdict"]["sentence"])
-        said += unrivalled(finding, results["arms"])
+        said += unrivalled(results["verdict"], results["arms"])
     else:
         finding = "not proven" if OWN_ARM in results["arms"] else "not measured"
         score = SCORES[results["task"]]
@@ -92,11 +98,27 @@ def answer_of(results: dict[str, Any] | None, figures: dict[str, Any] | None, da
             )
     if dataset is not None:
         said.append("Look at the gallery before you train on anything: reject what no part of yours would show.")
-    return Answer(finding, tuple(said))
+    return Answer(finding, tuple(said), rival=rival)
 
 
-def unrivalled(finding: str, arms: Collection[str]) -> list[str]:
-    """A word of caution where `helps` was found without the arm that costs nothing."""
-    if finding != "helps" or COPIES_ARM in arms:
+def is_stale(results: dict[str, Any], dataset: Path) -> bool:
+    """Whether the detectors of `results` were trained on another set than lies in `dataset` now."""
+    trained_on, manifest = results.get("sets_sha256", {}).get(OWN_ARM), dataset / MANIFEST_NAME
+    return trained_on is not None and manifest.exists() and trained_on != sha256_file(manifest)
+
+
+def unrivalled(verdict: dict[str, Any] | None, arms: Collection[str]) -> list[str]:
+    """Words of caution where a `verdict` of `helps` was found without the real images alone, or without the arm that
+    costs nothing.
+    """
+    if verdict is None or verdict["finding"] != "helps":
         return []
-    return [f"Copy-pasted defects, which cost nothing, were not tried and may help as much: add the arm {COPIES_ARM}."]
+    compared = set(arms) - set(verdict["left_out"])
+    said = []
+    if REAL_ARM not in compared:
+        said.append(f"Whether it is better than the real images alone is not known: add the arm {REAL_ARM}.")
+    if COPIES_ARM not in compared:
+        said.append(
+            f"Copy-pasted defects, which cost nothing, were not tried and may help as much: add the arm {COPIES_ARM}."
+        )
+    return said

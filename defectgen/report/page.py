@@ -21,10 +21,11 @@ from defectgen.images import write_bytes_atomic
 from defectgen.progress import Progress
 from defectgen.recipe import Recipe, TrainYolo
 from defectgen.report import charts
-from defectgen.report.answer import Answer, answer_of, unrivalled
+from defectgen.report.answer import Answer, answer_of, is_stale, unrivalled
 from defectgen.report.detectors import bench_charts, bench_rows, detector_parts
 from defectgen.report.synthetic import set_parts
 from defectgen.run import read_sources
+from defectgen.yolo.verdict import OWN_ARM
 
 REPORT_NAME = "report.html"
 _TEMPLATE = Path(__file__).parent / "template"
@@ -66,8 +67,9 @@ def write_report(out: Path, *, progress: Progress) -> Path:
 def _stamp(out: Path) -> str:
     """A hash of what the page is made from: a page that has it already need not be made again."""
     digest = hashlib.sha256(__version__.encode())
-    sources = ("recipe.yaml", "generator/fit.json", f"dataset/{MANIFEST_NAME}", "yolo/results.json", "*/bench.json")
-    for pattern in sources:
+    of_run = ("recipe.yaml", "generator/fit.json", f"dataset/{MANIFEST_NAME}", "yolo/results.json")
+    # A cell of a bench is a run.
+    for pattern in (*of_run, "*/bench.json", *(f"*/k*/seed*/{name}" for name in of_run)):
         for path in sorted(out.glob(pattern)):
             digest.update(path.read_bytes())
     for part in sorted(_TEMPLATE.iterdir()):
@@ -140,6 +142,7 @@ def _of_bench(benches: Sequence[Path], progress: Progress) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise RunError(f"{table}: cannot be read ({error}); run `bench` again") from None
     context = _empty() | {"title": f"{summary['recipe']}, bench ({summary['profile']})"}
+    recipe = None
     for k, seed in sorted({(row["k"], -row["seed"]) for row in rows}, reverse=True):
         run = path.parent / f"k{k}" / f"seed{-seed}"
         # What is shown is the first draw at the largest K that is still there.
@@ -151,19 +154,51 @@ def _of_bench(benches: Sequence[Path], progress: Progress) -> dict[str, Any]:
             )
             _add_set(context, recipe, run, progress)
             break
-    ks, seeds, arms = (dict.fromkeys(row[name] for row in rows) for name in ("k", "seed", "arm"))
-    context["repeat"] = [
-        f"defectgen bench {summary['recipe']}.yaml --profile {summary['profile']} --k {','.join(map(str, ks))} "
-        f"--seeds {len(seeds)} --arms {','.join(arms)}"
-    ]
+    context["repeat"] = _bench_repeated(summary, rows, recipe)
     context["bench"] = bench_rows(summary)
     context["charts"] |= bench_charts(rows, path.parent)
     context["notes"] = diagnostics_lines(summary)
-    of_last = summary["k"][str(max(ks))]["verdict"]
-    finding = "not proven" if of_last is None else of_last["finding"]
-    said = [*sentences(summary), *unrivalled(finding, dict.fromkeys(row["arm"] for row in rows))]
-    context["answer"] = Answer(finding, tuple(said), f"with {max(ks)} real defects per class" if len(ks) > 1 else "")
+    context["answer"] = _bench_answer(summary, rows, path.parent)
     return context
+
+
+def _bench_repeated(summary: dict[str, Any], rows: Sequence[dict[str, Any]], recipe: Recipe | None) -> list[str]:
+    """A command per set of arms that was measured: budgets added to the curve of `real` may have that arm alone."""
+    trusting = "" if recipe is None else _trusting(recipe.train_yolo.model)
+    measured: dict[tuple[str, ...], list[int]] = {}
+    for k in sorted({row["k"] for row in rows}):
+        arms = tuple(dict.fromkeys(row["arm"] for row in rows if row["k"] == k))
+        measured.setdefault(arms, []).append(k)
+    commands = []
+    for arms, ks in measured.items():
+        seeds = {row["seed"] for row in rows if row["k"] in ks}
+        commands.append(
+            f"defectgen bench {summary['recipe']}.yaml --profile {summary['profile']} --k {','.join(map(str, ks))} "
+            f"--seeds {len(seeds)} --arms {','.join(arms)}{trusting}"
+        )
+    return commands
+
+
+def _bench_answer(summary: dict[str, Any], rows: Sequence[dict[str, Any]], folder: Path) -> Answer:
+    """Of the largest budget that has a verdict."""
+    by_k = {int(k): of_k["verdict"] for k, of_k in summary["k"].items()}
+    judged = [k for k, verdict in by_k.items() if verdict is not None]
+    said = list(sentences(summary))
+    for k, seed in sorted({(row["k"], row["seed"]) for row in rows}):
+        run = folder / f"k{k}" / f"seed{seed}"
+        if (run / "yolo/results.json").exists() and is_stale(_read_json(run / "yolo/results.json"), run / "dataset"):
+            said.append(
+                f"K = {k}, seed {seed}: the detectors were trained on the set as it was before a review replaced some "
+                "of its images: run `defectgen bench` again."
+            )
+    if not judged:
+        own = any(row["arm"] == OWN_ARM for row in rows)
+        return Answer("not proven" if own else "not measured", tuple(said))
+    k = max(judged)
+    verdict = by_k[k]
+    said += unrivalled(verdict, dict.fromkeys(row["arm"] for row in rows if row["k"] == k))
+    where = f"with {k} real defects per class" if len(by_k) > 1 else ""
+    return Answer(verdict["finding"], tuple(said), where, verdict.get("over_rival_alone"))
 
 
 def _of_recipe(recipe: Recipe, out: Path, results: dict[str, Any] | None) -> dict[str, Any]:

@@ -135,6 +135,11 @@ def task_of_model(model: str) -> Task:
     return endings.get(Path(model).stem[-4:], "detect")
 
 
+def needs_outlines(model: str) -> bool:
+    """Whether a model of that name learns from outlines, not from boxes."""
+    return task_of_model(model) in ("segment", "obb")
+
+
 def plan_arms(*, config: TrainYolo, sources: Sources, synthetic: dict[str, Path], seed: int) -> Plan:
     """The samples of every arm in `config.arms` and of the test set; nothing is written.
 
@@ -143,8 +148,8 @@ def plan_arms(*, config: TrainYolo, sources: Sources, synthetic: dict[str, Path]
             missing for a -seg or -obb model, or a test image that is a training image.
     """
     task = task_of_model(config.model)
-    outlines = task in ("segment", "obb")
-    _check_sources(sources, outlines=outlines, arms=config.arms)
+    outlines = needs_outlines(config.model)
+    check_sources(sources, config)
     cut = _Cut.crops(sources.train) if task == "classify" else _Cut(config.tile_px)
     real, background = _split(cut(sources.train, "real"))
     if not real:
@@ -305,7 +310,13 @@ def _split(samples: Iterable[Sample]) -> tuple[list[Sample], list[Sample]]:
     return defective, background
 
 
-def _check_sources(sources: Sources, *, outlines: bool, arms: Sequence[str]) -> None:
+def check_sources(sources: Sources, config: TrainYolo) -> None:
+    """Nothing, where detectors can be trained and judged on them, as far as can be told before any set is made.
+
+    Raises:
+        DataError: no real defect, no test defect, an outline missing for a -seg or -obb model, or a defective test
+            image that is a training image.
+    """
     if not sources.train:
         raise DataError(
             "train-yolo: no real defective training image; check data.train_images, data.max_images and data.per_class"
@@ -315,9 +326,15 @@ def _check_sources(sources: Sources, *, outlines: bool, arms: Sequence[str]) -> 
             "train-yolo: the test set is empty, so no arm can be judged; name data.test_images, or hold "
             "groups out with data.test_groups"
         )
-    if not outlines:
+    train = sources.train_pool if "full-real" in config.arms else sources.train
+    trained = {sha256_file(image.path): image.path for image in train}
+    for image in sources.test:
+        twin = trained.get(sha256_file(image.path))
+        if twin is not None:
+            raise DataError(_leak(image.path, twin))
+    if not needs_outlines(config.model):
         return
-    for image in (*(sources.train_pool if "full-real" in arms else sources.train), *sources.test):
+    for image in (*train, *sources.test):
         if any(annotation.polygon is None for annotation in image.annotations):
             raise DataError(
                 f"{image.path}: has boxes without an outline, which a -seg or -obb model cannot learn "
@@ -333,4 +350,8 @@ def _check_no_leak(plan: Plan) -> None:
         twin = trained.get(plan.file_sha256[path])
         # A clean image copied into both sets costs nothing but a few easy negatives; a defective one is a leak.
         if twin is not None and (twin == path or sample.stem not in clean):
-            raise DataError(f"{path}: is a test image and the same as the training image {twin}; remove one of them")
+            raise DataError(_leak(path, twin))
+
+
+def _leak(path: Path, twin: Path) -> str:
+    return f"{path}: is a test image and the same as the training image {twin}; remove one of them"

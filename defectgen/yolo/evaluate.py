@@ -204,8 +204,11 @@ def evaluate_crops(
     model = YOLO(str(weights))
     model.add_callback("on_predict_start", on_start)
     names = [str(path) for path in files]
-    found: Any = model.predict(names, imgsz=imgsz, batch=batch, device=device, verbose=False, stream=True)
-    shares = np.stack([one.probs.data.float().cpu().numpy() for one in found])
+    shares = np.empty((len(files), len(model.names)), np.float32)
+    # Of a list of files ultralytics makes one batch, whatever `batch` says.
+    for start in range(0, len(names), batch):
+        found: Any = model.predict(names[start : start + batch], imgsz=imgsz, device=device, verbose=False)
+        shares[start : start + batch] = [one.probs.data.float().cpu().numpy() for one in found]
     # A class that no training crop shows has no output: by number, as they were trained.
     shown = [int(name) for _, name in sorted(model.names.items())]
     guess = np.array(shown)[shares.argmax(axis=1)]

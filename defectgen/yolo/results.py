@@ -65,7 +65,7 @@ def collect_results(
     first = results[best][0]
     test_images = len({sample.image.path for sample in plan.test})
     scores = {name: {run["seed"]: run["metrics"][score] for run in runs} for name, runs in results.items()}
-    verdict = judge(scores, figure=FIGURE_NAMES[score])
+    verdict = judge(scores, figure=FIGURE_NAMES[score], alone=config.real_share == 0)
     return {
         "task": plan.task,
         "profile": config.model_dump(mode="json"),

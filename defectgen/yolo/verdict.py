@@ -47,8 +47,9 @@ class Verdict:
         finding: `helps` where the interval against every rival lies above 0; `hurts` where one of them, at a confidence
             corrected for their number (Bonferroni), lies below.
         decided_by: the difference that decides: the smallest, or the one that keeps from `helps`.
-        over_real: the difference over `real`, where that arm is not the one that decides.
+        over_real: the difference over `real`, where that arm was compared and is not the one that decides.
         left_out: arms with fewer than two seeds in common.
+        alone: whether the arms have no real defects beside the others (`train_yolo.real_share: 0`).
     """
 
     finding: Finding
@@ -56,18 +57,29 @@ class Verdict:
     over_real: Difference | None
     left_out: tuple[str, ...]
     figure: str = "mAP50-95"
+    alone: bool = False
+
+    @property
+    def over_rival_alone(self) -> str | None:
+        """The arm that decides, where the finding says nothing of the gain over the real images."""
+        rival = self.decided_by.against
+        no_real = self.finding == "helps" and self.over_real is None
+        return rival if rival != REAL_ARM and (no_real or self.finding == "hurts") else None
 
     def sentence(self, num_test_images: int, over: str = "trainings on the same real images") -> str:
         """One sentence to forward; `over`: what the seeds differ in."""
         rival = self.decided_by.against
+        doing = "training on the synthetic images alone" if self.alone else "adding the synthetic images"
+        doing_so = doing[0].upper() + doing[1:]
         what = {
-            "helps": "Adding the synthetic images helps",
-            "no difference shown": "No difference is shown by adding the synthetic images"
+            "helps": f"{doing_so} helps",
+            "no difference shown": f"No difference is shown by {doing}"
             + ("" if rival == REAL_ARM else f" instead of {rival.removeprefix('real+')} ones"),
-            "hurts": "Adding the synthetic images hurts"
-            if rival == REAL_ARM
-            else f"Adding the synthetic images is worse than {rival.removeprefix('real+')}",
+            "hurts": f"{doing_so} hurts",
         }[self.finding]
+        if self.over_rival_alone is not None:
+            than = "better" if self.finding == "helps" else "worse"
+            what = f"{doing_so} is {than} than {rival.removeprefix('real+')}"
         decided = self.decided_by.phrase(f", over {self.decided_by.num_seeds} {over}")
         line = f"{what}: on {num_test_images} real held-out images {self.figure} changes by {decided}"
         if self.over_real is not None:
@@ -79,15 +91,20 @@ class Verdict:
     def to_json(self, num_test_images: int, over: str | None = None) -> dict[str, Any]:
         """For results.json and bench.json, with its sentence."""
         sentence = self.sentence(num_test_images, over) if over else self.sentence(num_test_images)
-        return {**asdict(self), "left_out": list(self.left_out), "sentence": sentence}
+        return {
+            **asdict(self),
+            "left_out": list(self.left_out),
+            "over_rival_alone": self.over_rival_alone,
+            "sentence": sentence,
+        }
 
 
-def judge(scores: dict[str, dict[int, float]], figure: str = "mAP50-95") -> Verdict | None:
+def judge(scores: dict[str, dict[int, float]], figure: str = "mAP50-95", *, alone: bool = False) -> Verdict | None:
     """The verdict from a `figure` (0 to 1) per arm and seed; None where OWN_ARM, a rival or a second seed is missing.
 
     `helps` asks for every interval to lie above 0, which needs no correction for their number (an intersection-union
     test: Berger, Technometrics 1982). The intervals cover what the seeds differ in: where all train on the same real
-    images, not the draw of these.
+    images, not the draw of these. `alone`: see `Verdict`.
     """
     own = scores.get(OWN_ARM, {})
     rivals = {
@@ -112,7 +129,7 @@ def judge(scores: dict[str, dict[int, float]], figure: str = "mAP50-95") -> Verd
         finding = "no difference shown"
         deciding = min((one for one in differences.values() if one.low <= 0), key=lambda one: one.mean)
     over_real = None if deciding.against == REAL_ARM else differences.get(REAL_ARM)
-    return Verdict(finding, deciding, over_real, left_out, figure)
+    return Verdict(finding, deciding, over_real, left_out, figure, alone)
 
 
 def paired_interval(differences: Sequence[float], confidence: float = CONFIDENCE) -> tuple[float, float, float]:

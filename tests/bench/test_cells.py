@@ -126,13 +126,18 @@ def test_rows_of_finished_cells_are_on_disk_when_a_later_one_fails(recipe: Recip
     assert len((tmp_path / "small/bench.jsonl").read_text().splitlines()) == 9
 
 
-def test_full_profile_has_every_arm_and_its_own_detector(recipe: Recipe, tmp_path: Path, runs: Runs) -> None:
+def test_full_profile_has_every_arm_and_its_own_detector(toys: Any, tmp_path: Path, runs: Runs) -> None:
+    recipe = toys.recipe(
+        data={"demo": {"defects_per_class": 12, "clean_parts": 4, "test_parts": 4, "size_px": 128}},
+        train_yolo={"tile_px": 96},
+    )
     bench(recipe, tmp_path, profile="full", num_seeds=1, ks=[5, 10], pinned={"iterations"})
     assert list(runs.recipes) == ["k5/seed0", "k10/seed0"]
     config = runs.recipes["k5/seed0"].train_yolo
-    assert (config.imgsz, config.tile_px, len(config.arms)) == (640, None, 6)
-    # What the user set stays.
+    assert (config.imgsz, len(config.arms)) == (640, 6)
+    # What the user set stays, and so do tiles: shrunk whole, large images would lose their small defects.
     assert config.iterations == recipe.train_yolo.iterations == 4
+    assert config.tile_px == recipe.train_yolo.tile_px == 96
     diagnostics = json.loads((tmp_path / "full/bench.json").read_text())["diagnostics"]
     assert diagnostics[0]["label_agreement"] == {"map50": 0.4, "arms": ["real+defectgen", "full-real"]}
     assert [(row["k"], row["profile"]) for row in read(tmp_path / "full")][::6] == [(5, "full"), (10, "full")]
@@ -162,6 +167,20 @@ def test_rows_of_other_cells_stay_and_enter_the_summary(recipe: Recipe, tmp_path
         (tmp_path / "small/bench.jsonl").write_text(damaged)
         with pytest.raises(RunError, match=r"bench\.jsonl: is damaged"):
             bench(recipe, tmp_path, ks=[2])
+
+
+def test_rows_of_labels_that_were_corrected_since_are_no_rows_of_the_same_table(
+    recipe: Recipe, tmp_path: Path, runs: Runs
+) -> None:
+    bench(recipe, tmp_path, ks=[5], num_seeds=2)
+    label = next(path for path in sorted((tmp_path / "demo/train/labels").iterdir()) if path.stat().st_size)
+    first, *others = label.read_text().splitlines()
+    label.write_text("\n".join([first.replace("0.", "0.0", 1), *others]))
+    with pytest.raises(RunError, match=r"K 5, seed 0, arm real was measured with other training images or labels"):
+        bench(recipe, tmp_path, ks=[2], num_seeds=1, arms=["real"])
+    assert len(read(tmp_path / "small")) == 6
+    bench(recipe, tmp_path, ks=[2], num_seeds=1, arms=["real"], overwrite=True)
+    assert [(row["k"], row["seed"], row["arm"]) for row in read(tmp_path / "small")] == [(2, 0, "real")]
 
 
 def test_an_arm_more_leaves_a_cell_the_arms_that_it_has(recipe: Recipe, tmp_path: Path, runs: Runs) -> None:

@@ -141,22 +141,22 @@ def test_the_order_of_writing_and_a_repeated_finish_leave_no_trace(tmp_path: Pat
 def test_a_row_with_a_missing_or_torn_file_is_not_complete(tmp_path: Path, parts: Any, name: str) -> None:
     for composite in parts.composites():
         parts.write(tmp_path, composite)
-    assert completed(tmp_path) == {0, 1, 2, 3}
+    assert completed(tmp_path, "detect") == {0, 1, 2, 3}
     (tmp_path / name).write_bytes((tmp_path / name).read_bytes()[:-1])
-    assert completed(tmp_path) == {0, 2, 3}
+    assert completed(tmp_path, "detect") == {0, 2, 3}
     (tmp_path / name).unlink()
-    assert completed(tmp_path) == {0, 2, 3}
+    assert completed(tmp_path, "detect") == {0, 2, 3}
     with pytest.raises(RunError, match=r"holds 3 complete images, 4 were asked for \(incomplete: 1\); run `defectgen"):
         parts.finish_set(tmp_path)
     assert not (tmp_path / "manifest.jsonl").exists()
 
 
 def test_a_torn_row_is_not_complete_and_an_empty_folder_has_none(tmp_path: Path, parts: Any) -> None:
-    assert completed(tmp_path) == set()
+    assert completed(tmp_path, "detect") == set()
     parts.write(tmp_path, parts.composites()[0])
     row = tmp_path / "rows/000000.json"
     row.write_bytes(row.read_bytes()[:100])
-    assert completed(tmp_path) == set()
+    assert completed(tmp_path, "detect") == set()
 
 
 def test_a_finished_set_is_complete_and_a_kill_while_rows_are_removed_loses_nothing(tmp_path: Path, parts: Any) -> None:
@@ -165,7 +165,7 @@ def test_a_finished_set_is_complete_and_a_kill_while_rows_are_removed_loses_noth
     rows = tree(tmp_path / "rows")
     parts.finish_set(tmp_path)
     finished = tree(tmp_path)
-    assert completed(tmp_path) == {0, 1, 2, 3}
+    assert completed(tmp_path, "detect") == {0, 1, 2, 3}
     (tmp_path / "rows").mkdir()
     (tmp_path / "rows/000003.json").write_bytes(rows["000003.json"])
     parts.finish_set(tmp_path)
@@ -193,12 +193,17 @@ def test_gathering_takes_what_is_asked_for_from_a_finished_set_and_drops_the_res
     for index in (2, 7):
         parts.write(partial, parts.make_composite(index))
     mine = (partial / "images/000002.png").stat().st_ino
-    assert gather(partial, [1, 2, 9], finished=small_set) == {1, 2}
-    assert completed(partial) == {1, 2} and {Path(name).stem for name in tree(partial)} == {"000001", "000002"}
+    assert gather(partial, [1, 2, 9], task="detect", finished=small_set) == {1, 2}
+    assert completed(partial, "detect") == {1, 2} and {Path(name).stem for name in tree(partial)} == {
+        "000001",
+        "000002",
+    }
     assert (partial / "images/000001.png").stat().st_ino == (small_set / "images/000001.png").stat().st_ino
     assert (partial / "images/000002.png").stat().st_ino == mine
-    assert gather(partial, [1, 2, 9], finished=small_set) == {1, 2} and tree(small_set) == before
-    assert gather(partial, [2]) == {2} and len(tree(partial)) == 4
+    assert gather(partial, [1, 2, 9], task="detect", finished=small_set) == {1, 2} and tree(small_set) == before
+    # Begun with boxes and gone on with outlines, a label is to be made again; a clean image has none.
+    assert gather(partial, [1, 2], task="segment") == {2}
+    assert gather(partial, [2], task="detect") == {2} and len(tree(partial)) == 4
 
 
 def test_a_card_gives_its_recipe_back(small_set: Path) -> None:

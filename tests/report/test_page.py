@@ -15,6 +15,7 @@ import yaml
 from defectgen.bench.summary import summarise
 from defectgen.dataset.manifest import Manifest, read_manifest
 from defectgen.errors import RunError
+from defectgen.report.answer import Answer, unrivalled
 from defectgen.report.gallery import LARGE_BUDGET, SMALL_BUDGET, gallery
 from defectgen.report.page import write_report
 from defectgen.run import read_sources
@@ -290,6 +291,12 @@ def test_page_of_a_bench_leads_with_its_verdict_and_shows_one_of_its_sets(run_fo
     # A review is of the set that is shown, not of the bench's recipe.
     cell = folder / "k3/seed0"
     assert f"<code>defectgen synth {cell / 'recipe.yaml'} --out {cell} --review review.json</code>" in text
+    # And when it has been reviewed, the page is another.
+    manifest = cell / "dataset/manifest.jsonl"
+    header, *lines = manifest.read_text("utf-8").splitlines(keepends=True)
+    manifest.write_text(json.dumps(json.loads(header)) + " \n" + "".join(lines), encoding="utf-8")
+    text = write_report(tmp_path, progress=quiet).read_text("utf-8")
+    assert "K = 3, seed 0: the detectors were trained on the set as it was before a review" in text
 
 
 def test_bench_of_several_budgets_says_of_which_its_answer_is(tmp_path: Path) -> None:
@@ -307,3 +314,21 @@ def test_bench_of_several_budgets_says_of_which_its_answer_is(tmp_path: Path) ->
     (folder / "bench.json").write_text(json.dumps(summary), encoding="utf-8")
     text = write_report(tmp_path, progress=quiet).read_text("utf-8")
     assert "Use it: it helps (with 10 real defects per class)" in text and "were not tried" not in text
+    # Points added to the curve of the real images alone prove nothing else, and take nothing back.
+    rows += [row | {"k": 20, "map5095": 0.4} for row in rows if row["k"] == 10 and row["arm"] == "real"]
+    (folder / "bench.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    summary = summarise(rows, num_test_images=4) | {"diagnostics": []}
+    (folder / "bench.json").write_text(json.dumps(summary), encoding="utf-8")
+    text = write_report(tmp_path, progress=quiet).read_text("utf-8")
+    assert "Use it: it helps (with 10 real defects per class)" in text
+    assert "--k 3,10 --seeds 3 --arms real,real+copy-paste,real+defectgen</pre>" in re.sub(r"&#43;", "+", text)
+    assert "--k 20 --seeds 3 --arms real</pre>" in text
+
+
+def test_answer_names_the_rival_that_does_better() -> None:
+    assert Answer("hurts", (), rival="real+copy-paste").headline == "Do not use it: copy-paste does better"
+    assert Answer("hurts", ()).headline == "Do not use it: it hurts"
+    assert Answer("helps", (), rival="real+aug").headline == "Better than aug"
+    verdict = {"finding": "helps", "left_out": ["real"]}
+    (said,) = unrivalled(verdict, ["real", "real+copy-paste", "real+defectgen"])
+    assert "add the arm real." in said

@@ -91,6 +91,22 @@ def test_worse_than_copies_but_better_than_real_alone_is_not_said_to_hurt() -> N
     )
 
 
+def test_better_than_copies_alone_says_nothing_of_the_gain_over_real_images() -> None:
+    own = {0: 0.20, 1: 0.21, 2: 0.22}
+    over_copies = judge({"real+copy-paste": {0: 0.10, 1: 0.11, 2: 0.12}, "real+defectgen": own})
+    assert over_copies is not None and over_copies.over_rival_alone == "real+copy-paste"
+    assert over_copies.sentence(9).startswith("Adding the synthetic images is better than copy-paste: on 9 real")
+    over_real = judge({"real": {0: 0.10, 1: 0.11, 2: 0.12}, "real+defectgen": own})
+    assert over_real is not None and over_real.over_rival_alone is None
+
+
+def test_without_real_images_beside_them_the_synthetic_ones_are_not_said_to_be_added() -> None:
+    scores = {"real": {0: 0.30, 1: 0.31, 2: 0.32}, "real+defectgen": {0: 0.20, 1: 0.21, 2: 0.22}}
+    verdict = judge(scores, alone=True)
+    assert verdict is not None and verdict.over_rival_alone is None
+    assert verdict.sentence(9).startswith("Training on the synthetic images alone hurts: on 9 real held-out images")
+
+
 @pytest.mark.parametrize(
     "scores",
     [
