@@ -145,7 +145,7 @@ def _fill(
     wanted = [int(rng.choice(classes, p=shares)) for _ in range(int(rng.integers(low, high + 1)))]
     allowed = allowed_region(recipe, base)
     searched: Counter[int] = Counter()
-    for round_number in range(recipe.screen.max_attempts):
+    for round_number in range(recipe.screen.max_attempts * math.ceil(len(wanted) / MICRO_BATCH)):
         wanted = [class_id for class_id in wanted if searched[class_id] < SEARCHES]
         if not wanted:
             break
@@ -183,7 +183,9 @@ def _fill(
                     watch(verdict, before, drawn[number].image)
             else:
                 filled.add(slot)
-        wanted = [class_id for slot, class_id in enumerate(wanted) if slot not in filled]
+        # What was refused waits until all others have been tried: a hard class would keep easy ones from their turn.
+        unfilled = [class_id for slot, class_id in enumerate(wanted[:MICRO_BATCH]) if slot not in filled]
+        wanted = wanted[MICRO_BATCH:] + unfilled
     return canvas
 
 

@@ -124,12 +124,19 @@ def encode_image(array: np.ndarray, format: Literal["png", "jpg"]) -> bytes:
     return encoded.tobytes()
 
 
-def write_bytes_atomic(path: Path, data: bytes) -> None:
-    """Write `data` so that `path` holds all of it or is untouched, making its folder where needed."""
+def write_bytes_atomic(path: Path, data: bytes, *, durable: bool = True) -> None:
+    """Write `data` so that `path` holds all of it or is untouched, making its folder where needed.
+
+    `durable`: after a loss of power, too, at the price of waiting for the disk; not needed where a hash tells.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        beside.write_bytes(data)
+        with beside.open("wb") as file:
+            file.write(data)
+            if durable:
+                file.flush()
+                os.fsync(file.fileno())
         beside.replace(path)
     finally:
         beside.unlink(missing_ok=True)

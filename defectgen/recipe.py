@@ -84,7 +84,7 @@ class Data(Section):
     base: Literal["clean", "defective"] = Field(
         "clean",
         description="Images that receive synthetic defects. defective: the budget's real images, where no clean "
-        "image exists; their real labels are kept and no synthetic defect touches them.",
+        "image exists; their real labels are kept, and but for place.max_overlap no synthetic defect touches them.",
     )
 
     @field_validator("group_pattern")
@@ -157,7 +157,10 @@ class Generator(Section):
 class Place(Section):
     """Where defects go, learned from the surroundings of the real ones."""
 
-    per_image: tuple[int, int] = Field((1, 3), description="Fewest and most synthetic defects per image.")
+    per_image: tuple[int, int] = Field(
+        (1, 3),
+        description="Fewest and most synthetic defects per image wanted; where they are refused, there are fewer.",
+    )
     class_weights: dict[str, Annotated[float, Field(ge=0)]] = Field(
         {}, description="How often a class is placed, relative to the others; 1 where it is not named, 0: never."
     )
@@ -171,7 +174,9 @@ class Place(Section):
     warp: Fraction = Field(0.04, description="Largest shift of a point of the real model, as a share of its window.")
     top: int = Field(8, ge=1, description="A place is drawn among this many best ones of the image.")
     region_mask: str | None = Field(
-        None, description="Image (or folder of images named as the clean ones) that is white where defects may be."
+        None,
+        description="Image (or folder of images named as the clean ones) that is white where defects may be; nothing "
+        "changes where it is black.",
     )
 
     @field_validator("per_image", "scale")
@@ -198,7 +203,9 @@ class Inpaint(Section):
     )
     num_steps: int = Field(10, ge=1, le=1000, description="Sampling steps.")
     guidance: float = Field(2.0, ge=1, description="Weight of the class in sampling; 1 is none.")
-    feather_px: int = Field(3, ge=0, description="Width of the soft edge, in image pixels, inside the region.")
+    feather_px: int = Field(
+        3, ge=0, description="Width of the soft edge, in image pixels, inside the region; paste: at most 2."
+    )
 
     @field_validator("strength", mode="before", json_schema_input_type=float | tuple[float, float])
     @classmethod
@@ -240,7 +247,9 @@ class Screen(Section):
         0.75,
         description="Contrast below which one is refused, over that of its class's fainter real ones (first decile).",
     )
-    max_attempts: int = Field(6, ge=1, description="Rounds per image before its remaining placements are given up.")
+    max_attempts: int = Field(
+        6, ge=1, description="Rounds per image, and per four defects wanted, before those left are given up."
+    )
 
 
 class Synth(Section):

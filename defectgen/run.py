@@ -36,20 +36,23 @@ from defectgen.compose import clean_indexes, compose
 from defectgen.controls import compose_augmented, compose_copy_paste, compose_procedural
 from defectgen.data.lines import with_lines
 from defectgen.data.load import load_sources, require_usable
+from defectgen.data.region import regions_sha256
 from defectgen.dataset.card import embedded_recipe
 from defectgen.dataset.manifest import MANIFEST_NAME, Manifest, Task, read_manifest, set_indexes
 from defectgen.dataset.write import changed_files, finish, gather, recipe_sha256, write_composite
 from defectgen.errors import DataError, DefectgenError, RunError, UsageError
-from defectgen.images import sha256_bytes, write_bytes_atomic
+from defectgen.images import sha256_bytes, sha256_file, write_bytes_atomic
 from defectgen.progress import Progress, silent
 from defectgen.recipe import Recipe
-from defectgen.records import Composite, Sources
+from defectgen.records import Composite, LabelledImage, Sources
 from defectgen.review import put_in_place, rejected_indexes, settle
 from defectgen.studio import Studio, fit, fit_fingerprint, load_studio
 
 # What each stage depends on, beside the stages before it.
 FIT_FIELDS = ("seed", "data", "generator", "place.flip", "place.quarter_turns", "labels.min_change")
 SYNTH_FIELDS = ("place", "inpaint", "labels", "screen", "synth")
+# In a set that is being made: what it was begun with.
+_MADE_BY = ".made-by"
 
 
 def available_cores() -> int:
@@ -179,6 +182,7 @@ def _check_data(recipe: Recipe, sources: Sources, out: Path, *, overwrite: bool)
         found.append(read_manifest(manifest).header["generator_fingerprint"])
     fingerprint = fit_fingerprint(recipe, sources)
     if set(found) <= {fingerprint}:
+        _check_regions(recipe, sources, out, overwrite=overwrite)
         return
     if not overwrite:
         raise RunError(
@@ -187,6 +191,26 @@ def _check_data(recipe: Recipe, sources: Sources, out: Path, *, overwrite: bool)
         )
     for name in ("generator", "generator.partial", "preview", "dataset", "dataset.partial", "yolo", "logs"):
         shutil.rmtree(out / name, ignore_errors=True)
+
+
+def _check_regions(recipe: Recipe, sources: Sources, out: Path, *, overwrite: bool) -> None:
+    """As `_check_data`, for a corrected place.region_mask, of which the generator does not depend."""
+    manifest = out / "dataset" / MANIFEST_NAME
+    regions = regions_sha256(recipe, _bases(recipe, sources))
+    if not manifest.exists() or read_manifest(manifest).header.get("regions_sha256") == regions:
+        return
+    if not overwrite:
+        raise RunError(
+            f"{out / 'dataset'}: was made with another place.region_mask than is there now; choose another --out, or "
+            "--overwrite to make it again"
+        )
+    for name in ("preview", "dataset", "dataset.partial", "yolo", "logs/yolo"):
+        shutil.rmtree(out / name, ignore_errors=True)
+
+
+def _bases(recipe: Recipe, sources: Sources) -> tuple[LabelledImage, ...]:
+    """The images that defects are put into."""
+    return sources.train_clean if recipe.data.base == "clean" else sources.train
 
 
 def _check_task(recipe: Recipe, out: Path) -> None:
@@ -295,7 +319,8 @@ def _synth(
             "it again; keep your changes with `defectgen export`, or restore the files from what was made"
         )
     fit(recipe, sources, out / "generator", progress=progress, trackers=trackers)
-    partial.mkdir(parents=True, exist_ok=True)
+    regions = regions_sha256(recipe, _bases(recipe, sources))
+    _begin(partial, out / "generator", [fit_fingerprint(recipe, sources), regions])
     indexes = set_indexes(num_images, rejected)
     # A detector of another kind may have been chosen since the set was made.
     task = task_of(recipe) if made is None else made.header["task"]
@@ -317,12 +342,25 @@ def _synth(
         num_images=num_images,
         fingerprint=job.fingerprint,
         rejected=rejected,
+        regions_sha256=regions,
     )
-    bases = sources.train_clean if recipe.data.base == "clean" else sources.train
-    lookup = {image.name: image.path for image in bases}
+    lookup = {image.name: image.path for image in _bases(recipe, sources)}
     write_contact_sheets(partial, lookup)
+    (partial / _MADE_BY).unlink()
     put_in_place(partial, folder)
     return summary
+
+
+def _begin(partial: Path, generator: Path, facts: list[str | None]) -> None:
+    """`partial`, empty unless it was begun with the same weights and `facts`: a generator that was deleted and fitted
+    again would go on with images of the one before.
+    """
+    weights = [sha256_file(path) for path in sorted(generator.rglob("*.safetensors"))]
+    made_by = json.dumps([*facts, *weights]).encode()
+    record = partial / _MADE_BY
+    if not record.exists() or record.read_bytes() != made_by:
+        shutil.rmtree(partial, ignore_errors=True)
+        write_bytes_atomic(record, made_by)
 
 
 def _rejected(recipe: Recipe, sources: Sources, made: Manifest | None, reviews: Sequence[Path]) -> list[int]:

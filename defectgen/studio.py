@@ -22,9 +22,8 @@ import numpy as np
 
 from defectgen import __version__
 from defectgen.crops import Crop, clean_crops, defect_crops
-from defectgen.data.region import mask_of
 from defectgen.device import best_device
-from defectgen.errors import RunError
+from defectgen.errors import DataError, RunError
 from defectgen.images import sha256_file, write_bytes_atomic
 from defectgen.inpaint.golden import golden_windows
 from defectgen.inpaint.placement import Model
@@ -90,10 +89,6 @@ def fit_fingerprint(recipe: Recipe, sources: Sources) -> str:
         "seed": recipe.seed,
         "version": __version__,
     }
-    if recipe.place.region_mask is not None:
-        bases = sources.train_clean if recipe.data.base == "clean" else sources.train
-        # Of no account to the generator, but to all that is made with it: a corrected mask is not passed over.
-        facts["regions"] = [sha256_file(path) for path in sorted({mask_of(recipe, image) for image in bases})]
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
@@ -127,6 +122,7 @@ def fit(
     `trackers`: see `trackers.tracked`; they log to logs/ beside `folder`.
 
     Raises:
+        DataError: no window of clean product can be cut.
         RunError: `folder` holds a generator of other data or settings.
     """
     fingerprint = fit_fingerprint(recipe, sources)
@@ -147,6 +143,11 @@ def fit(
     crops = real_crops(recipe, sources)
     backgrounds = sources.train_clean if recipe.data.base == "clean" else (*sources.train, *sources.train_clean)
     clean = clean_crops(backgrounds, crops, window_px=window_px, num_crops=NUM_CLEAN_CROPS, seed=recipe.seed)
+    if not clean:
+        raise DataError(
+            f"data.train_clean: the {len(backgrounds)} images have no room for a window without a defect, so clean "
+            "product cannot be learnt; name clean images, or images that show more of the product"
+        )
 
     def report(state: FitProgress) -> None:
         figures = {"loss": state.loss, "seconds_per_step": state.seconds_per_step}

@@ -67,8 +67,13 @@ def window_at(center_xy: tuple[float, float], side: int, size_wh: tuple[int, int
 
 def crop_window(image: np.ndarray, window: Window) -> np.ndarray:
     """Pixels of the window, (side, side, ...) like `image`, mirrored past the image's edges."""
-    rows = _mirrored(np.arange(window.y, window.y + window.side), image.shape[0])
-    columns = _mirrored(np.arange(window.x, window.x + window.side), image.shape[1])
+    return crop_mirrored(image, (window.x, window.y, window.x + window.side, window.y + window.side))
+
+
+def crop_mirrored(image: np.ndarray, xyxy: tuple[int, int, int, int]) -> np.ndarray:
+    """Pixels of the box (left, top, right, bottom), mirrored past the image's edges."""
+    x1, y1, x2, y2 = xyxy
+    rows, columns = _mirrored(np.arange(y1, y2), image.shape[0]), _mirrored(np.arange(x1, x2), image.shape[1])
     return image[np.ix_(rows, columns)]
 
 

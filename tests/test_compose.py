@@ -72,6 +72,23 @@ def test_class_without_a_place_keeps_no_other_from_its_own(
     assert all(made.placed for made in composites(recipe, demo_sources, studio))
 
 
+def test_class_that_is_refused_takes_no_turn_from_the_others(toys: Any, demo_sources: Sources) -> None:
+    hard = demo_sources.class_names[0]
+    recipe = toys.recipe(
+        inpaint=FROM_PLACE,
+        place={"per_image": (8, 8), "class_weights": {hard: 4}},
+        screen={"classifier": True, "min_probability": 0.2, "max_attempts": 2},
+        synth={"num_images": 6, "clean_share": 0},
+    )
+
+    def num_easy(of_hard: float) -> int:
+        studio = make_studio(recipe, demo_sources, screen=Verdict([of_hard, 0.25, 0.25, 0.25, 0.0]))
+        made = composites(recipe, demo_sources, studio)
+        return sum(placed.class_id > 0 for composite in made for placed in composite.placed)
+
+    assert num_easy(0.0) >= num_easy(0.25) > 10
+
+
 def test_another_seed_gives_other_images(recipe: Any, demo_sources: Sources, studio: Studio) -> None:
     other_recipe = recipe.model_copy(update={"seed": 1})
     index = next(index for index in range(12) if index not in clean_indexes(recipe) | clean_indexes(other_recipe))
@@ -525,6 +542,8 @@ def test_defects_are_asked_for_where_the_mask_is_white(toys: Any, demo_sources: 
         for placed in composite.placed
     ]
     assert len(boxes) >= 8 and min(box[0] for box in boxes) >= 63.5
+    for composite in composites(recipe, demo_sources, make_studio(recipe, demo_sources)):
+        assert not changed(composite)[:, :64].any()
 
 
 def test_mask_that_denies_everything_leaves_no_place(toys: Any, demo_sources: Sources, tmp_path: Path) -> None:

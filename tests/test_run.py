@@ -327,6 +327,47 @@ def test_data_changed_since_is_refused_and_replaced_with_overwrite(
     assert verify_dataset(out / "dataset") == []
 
 
+def test_corrected_region_mask_makes_the_set_again_and_keeps_the_generator(
+    fitted: Any, out: Path, tmp_path: Path, toys: Any, one_process: None
+) -> None:
+    mask = np.full((128, 128, 3), 255, np.uint8)
+    (tmp_path / "mask.png").write_bytes(encode_image(mask, "png"))
+    place = fitted.recipe.place.model_copy(update={"region_mask": str(tmp_path / "mask.png")})
+    recipe = fitted.recipe.model_copy(update={"place": place})
+    fit_record = (out / "generator/fit.json").read_bytes()
+    synth(recipe, out)
+    mask[:, :64] = 0
+    (tmp_path / "mask.png").write_bytes(encode_image(mask, "png"))
+    with pytest.raises(RunError, match=r"dataset: was made with another place\.region_mask than is there now"):
+        synth(recipe, out)
+    synth(recipe, out, overwrite=True)
+    assert (out / "generator/fit.json").read_bytes() == fit_record
+    placed = [one for row in read_manifest(out / "dataset/manifest.jsonl").rows for one in row["placed"]]
+    assert placed and all(one["changed_xyxy"][0] >= 64 for one in placed)
+
+
+def test_images_of_a_generator_that_was_fitted_again_are_not_gone_on_with(
+    fitted: Any, out: Path, one_process: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from safetensors.numpy import load_file, save_file
+
+    def killed(*arguments: Any, **options: Any) -> None:
+        raise Killed
+
+    with monkeypatch.context() as patched:
+        patched.setattr(running, "finish", killed)
+        with pytest.raises(Killed):
+            synth(fitted.recipe, out)
+    before = {path.name: path.stat().st_mtime_ns for path in (out / "dataset.partial/images").iterdir()}
+    weights = out / "generator/twins.safetensors"
+    tensors = load_file(weights)
+    tensors["twins"] = tensors["twins"][..., ::-1].copy()
+    save_file(tensors, weights)
+    synth(fitted.recipe, out)
+    after = {path.name: path.stat().st_mtime_ns for path in (out / "dataset/images").iterdir()}
+    assert before.keys() == after.keys() and not set(before.values()) & set(after.values())
+
+
 def test_folder_of_something_else_is_left_alone(fitted: Any, tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("words")
     for overwrite in (False, True):

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
-from pathlib import Path
+from pathlib import Path, PurePath
 
 import numpy as np
 
 from defectgen.errors import DataError
-from defectgen.images import read_rgb, size_wh
+from defectgen.images import IMAGE_SUFFIXES, read_rgb, sha256_bytes, sha256_file, size_wh
 from defectgen.recipe import Recipe
 from defectgen.records import LabelledImage, Problem
 
@@ -25,9 +25,12 @@ def mask_of(recipe: Recipe, image: LabelledImage) -> Path:
     if recipe.data.root is not None and not Path(os.path.normpath(path)).is_relative_to(os.path.normpath(root)):
         raise DataError(f"{path}: place.region_mask lies outside data.root ({root}); put it there")
     if path.is_dir():
-        found = [child for child in sorted(path.iterdir()) if child.stem == Path(image.name).stem]
+        # Folders below it as those of the images, or none.
+        name = PurePath(image.name)
+        beside = [child for place in (path / name.parent, path) if place.is_dir() for child in sorted(place.iterdir())]
+        found = [child for child in beside if child.stem == name.stem and child.suffix.lower() in IMAGE_SUFFIXES]
         if not found:
-            raise DataError(f"{path}: place.region_mask has no image named {Path(image.name).stem}.*; add it")
+            raise DataError(f"{path}: place.region_mask has no image named {name.stem}.*; add it")
         path = found[0]
     if not path.is_file():
         raise DataError(f"{path}: place.region_mask is not there; correct the name, or put the image there")
@@ -55,13 +58,29 @@ def allowed_region(recipe: Recipe, image: LabelledImage) -> np.ndarray | None:
 def region_faults(recipe: Recipe, images: Iterable[LabelledImage]) -> list[Problem]:
     """What is wrong with the masks of `images`, each fault once."""
     found: dict[str, Problem] = {}
+    serves: dict[Path, str] = {}
     for image in images if recipe.place.region_mask is not None else ():
         try:
-            mask_of(recipe, image)
+            path = mask_of(recipe, image)
+            other = serves.setdefault(path, image.name)
+            is_one_for_all = path == Path(recipe.data.root or ".").absolute() / str(recipe.place.region_mask)
+            if not is_one_for_all and other != image.name:
+                raise DataError(
+                    f"{path}: place.region_mask is that of {other} and of {image.name}; put each into a folder named "
+                    "like its image's"
+                )
         except DataError as error:
-            path, _, rest = str(error).partition(": ")
+            place, _, rest = str(error).partition(": ")
             reason, _, remedy = rest.rpartition("; ")
             # Of one mask of a wrong size the first image says enough.
-            key = path if remedy == "resize it" else reason
-            found.setdefault(key, Problem("error", path, "", reason, remedy))
+            key = place if remedy == "resize it" else reason
+            found.setdefault(key, Problem("error", place, "", reason, remedy))
     return list(found.values())
+
+
+def regions_sha256(recipe: Recipe, images: Iterable[LabelledImage]) -> str | None:
+    """A hash of the masks of `images`; None where defects may be anywhere."""
+    if recipe.place.region_mask is None:
+        return None
+    digests = [sha256_file(path) for path in sorted({mask_of(recipe, image) for image in images})]
+    return sha256_bytes("".join(digests).encode())

@@ -111,7 +111,9 @@ def measure(
     box = mask_xyxy(mask)
     if box is None:
         return None
-    return Measured(mask, box, mask_outlines(mask))
+    outlines = mask_outlines(mask[y1:y2, x1:x2])
+    polygons = tuple(tuple((x + x1, y + y1) for x, y in outline) for outline in outlines)
+    return Measured(mask, box, polygons)
 
 
 def cut_off(drawn: np.ndarray, clean: np.ndarray, region: np.ndarray, *, min_change: int) -> float:

@@ -42,7 +42,7 @@ class KeptRow(TypedDict):
 
 @with_config(_STRICT)
 class PlacedRow(TypedDict):
-    """A synthetic defect; `polygon` is the largest outline of its changed pixels."""
+    """A synthetic defect; `polygon` is the outline of its changed pixels, pieces joined."""
 
     class_id: int
     class_name: str
@@ -85,7 +85,9 @@ class ImageRow(TypedDict):
 
 @with_config(_STRICT)
 class HeaderRow(TypedDict):
-    """What holds for the whole set; `rejected`: indexes that a person rejected, rising, where there are any."""
+    """What holds for the whole set; `rejected`: indexes that a person rejected, rising, where there are any;
+    `regions_sha256`: of the masks of where defects may be, where the recipe names some.
+    """
 
     kind: Literal["header"]
     version: str
@@ -95,6 +97,7 @@ class HeaderRow(TypedDict):
     task: Task
     num_images: Annotated[int, Field(ge=1)]
     rejected: NotRequired[Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]]
+    regions_sha256: NotRequired[_Sha256]
 
 
 _HEADER = TypeAdapter(HeaderRow)

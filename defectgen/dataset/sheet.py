@@ -6,8 +6,9 @@ import math
 import re
 import shutil
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import cv2
@@ -58,7 +59,7 @@ class SheetRow:
 
 
 def contact_sheet(
-    rows: Sequence[SheetRow],
+    rows: Iterable[SheetRow],
     class_names: Sequence[str],
     *,
     height_px: int = 240,
@@ -70,12 +71,12 @@ def contact_sheet(
     The patch is what was put in: the changed pixels, on a grey ground.
 
     Args:
-        rows: at least one; those after the first `num_images` are left out.
+        rows: at least one, taken one at a time; those after the first `num_images` are left out.
         height_px: every image is scaled to this height.
         num_columns: strips side by side.
     """
-    assert rows, "a sheet needs a row"
-    strips = [_strip(row, class_names, height_px) for row in rows[:num_images]]
+    strips = [_strip(row, class_names, height_px) for row in islice(rows, num_images)]
+    assert strips, "a sheet needs a row"
     cell_width = max(strip.shape[1] for strip in strips)
     padded = [_pad(strip, strip.shape[0], cell_width) for strip in strips]
     num_columns = min(num_columns, len(padded))
@@ -120,7 +121,8 @@ def write_contact_sheets(folder: Path, sources_lookup: Mapping[str, Path], num_i
     placed = [row for row in manifest.rows if row["placed"]]
     sheets: dict[str, np.ndarray] = {}
     if placed:
-        rows = [_read_row(folder, row, sources_lookup) for row in placed[:num_images]]
+        # One after the other: a dozen large images at once would not fit into memory.
+        rows = (_read_row(folder, row, sources_lookup) for row in placed[:num_images])
         sheets["composites"] = contact_sheet(rows, class_names, num_images=num_images)
     for class_id, name in enumerate(class_names):
         crops = _class_crops(folder, placed, class_id, sources_lookup, num_images)
@@ -184,7 +186,9 @@ def _class_crops(
         boxes = tuple((other, (a - left, b - top, c - left, d - top)) for other, (a, b, c, d) in whole.boxes)
         seen = tuple((other, box) for other, box in boxes if min(box[2:]) > 0 and max(box[:2]) < side)
         title = f"{row['index']:06d}  at {round(x1)}, {round(y1)}"
-        crops.append(SheetRow(whole.clean[window], whole.composite[window], whole.mask[window], seen, title))
+        # Copies: a view would keep the whole image.
+        clean, composite, mask = (picture[window].copy() for picture in (whole.clean, whole.composite, whole.mask))
+        crops.append(SheetRow(clean, composite, mask, seen, title))
     return crops
 
 

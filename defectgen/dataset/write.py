@@ -94,9 +94,9 @@ def write_composite(
     # From the row's rounded boxes, so that label and manifest agree to the last digit.
     label = label_text(label_rows(row, task)).encode()
     row["label_sha256"] = sha256_bytes(label)
-    write_bytes_atomic(folder / row["image"], image)
-    write_bytes_atomic(folder / row["label"], label)
-    write_bytes_atomic(folder / row["mask"], mask)
+    write_bytes_atomic(folder / row["image"], image, durable=False)
+    write_bytes_atomic(folder / row["label"], label, durable=False)
+    write_bytes_atomic(folder / row["mask"], mask, durable=False)
     _write_row(folder, row)
     return row
 
@@ -189,7 +189,7 @@ def _link(source: Path, target: Path) -> None:
 
 def _write_row(folder: Path, row: ImageRow) -> None:
     """Marks the image as complete."""
-    write_bytes_atomic(folder / ROWS_FOLDER / f"{row['index']:06d}.json", json_line(row).encode())
+    write_bytes_atomic(folder / ROWS_FOLDER / f"{row['index']:06d}.json", json_line(row).encode(), durable=False)
 
 
 def _complete_rows(folder: Path) -> dict[int, ImageRow]:
@@ -239,11 +239,13 @@ def finish(
     num_images: int,
     fingerprint: str,
     rejected: Collection[int] = (),
+    regions_sha256: str | None = None,
     licence_note: str | None = None,
 ) -> dict[str, Any]:
     """The set's summary (see `summarise`), after data.yaml, README.md and the manifest are in `folder`.
 
-    `rejected`: indexes that a person rejected; others stand for them (see `set_indexes`).
+    `rejected`: indexes that a person rejected; others stand for them (see `set_indexes`). `regions_sha256`: see
+    `HeaderRow`.
 
     May be repeated after a kill at any point. `recipe_yaml` is embedded with `data.root` cut to its last folder, so
     that the same set made elsewhere has the same bytes.
@@ -272,6 +274,8 @@ def finish(
     }
     if rejected:
         header["rejected"] = sorted(rejected)
+    if regions_sha256 is not None:
+        header["regions_sha256"] = regions_sha256
     summary = summarise(rows.values(), class_names)
     card = dataset_card(summary, header=header, recipe_yaml=recipe, licence_note=licence_note)
     for name in FOLDERS:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import os
+import pickle
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -100,12 +102,18 @@ def train_generator(
     best: dict[str, torch.Tensor] | None = None
     best_loss = math.inf
     if state_path.exists():
-        state = torch.load(state_path, map_location=device, weights_only=True)
-        unet.load_state_dict(state["unet"])
-        optimizer.load_state_dict(state["optimizer"])
-        ema.load_state_dict(state["ema"])
-        best, best_loss = state["best"], state["best_loss"]
-        log = FitLog(**{**state["log"], "checks": [tuple(check) for check in state["log"]["checks"]]})
+        try:
+            state = torch.load(state_path, map_location=device, weights_only=True)
+            unet.load_state_dict(state["unet"])
+            optimizer.load_state_dict(state["optimizer"])
+            ema.load_state_dict(state["ema"])
+            best, best_loss = state["best"], state["best_loss"]
+            log = FitLog(**{**state["log"], "checks": [tuple(check) for check in state["log"]["checks"]]})
+        except (EOFError, LookupError, RuntimeError, TypeError, ValueError, pickle.UnpicklingError) as error:
+            reason = " ".join(str(error).split())[:200] or type(error).__name__
+            raise RunError(
+                f"{state_path}: the checkpoint is damaged ({reason}); delete it, and the training starts anew"
+            ) from None
     unet.train()
     losses: list[float] = []
     last_report = started = time.monotonic()
@@ -277,6 +285,8 @@ def _save_state(path: Path, *, unet: UNet2DModel, optimizer: Any, ema: EMAModel,
     beside = path.with_suffix(".tmp")
     try:
         torch.save(state, beside)
+        with beside.open("rb+") as file:
+            os.fsync(file.fileno())
         beside.replace(path)
     except (OSError, RuntimeError) as error:  # PyTorch's writer raises RuntimeError where the disk is full.
         beside.unlink(missing_ok=True)

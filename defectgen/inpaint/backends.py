@@ -53,10 +53,12 @@ def composite(
     if not inside.any():
         return image.copy()
     if backend == "diffusion":
-        changed = _paste_change(clean, clean if start is None else start, drawn, inside, window, size_wh, feather_px)
+        begun = clean if start is None else start
+        weight = _feather(inside, window, size_wh, feather_px)
+        changed = _paste_change(clean, begun, drawn, weight, grey=_is_grey(image))
     else:
         native = resize(drawn, window.side)
-        if _is_grey(clean):
+        if _is_grey(image):
             native = np.round(_grey(native.astype(np.float32))).astype(np.uint8)
         # Not cut at the edge of the image: a defect there neither fades nor ends.
         shape = (resize(outline, window.side) >= 128) & scaled_region(region, window.side)
@@ -91,7 +93,8 @@ def two_levels(image: np.ndarray) -> tuple[int, int] | None:
 
 
 def _is_grey(image: np.ndarray) -> bool:
-    """A grey camera's image stays grey: a tint would tell a detector where a defect was drawn."""
+    """A grey camera's image stays grey: a tint would tell a detector where a defect was drawn. The whole image: a
+    colour camera's white is without colour, too."""
     return bool((image == image[..., :1]).all())
 
 
@@ -105,15 +108,9 @@ def scaled_region(region: np.ndarray, side: int) -> np.ndarray:
 
 
 def _paste_change(
-    clean: np.ndarray,
-    start: np.ndarray,
-    drawn: np.ndarray,
-    inside: np.ndarray,
-    window: Window,
-    size_wh: tuple[int, int],
-    feather_px: int,
+    clean: np.ndarray, start: np.ndarray, drawn: np.ndarray, weight: np.ndarray, *, grey: bool
 ) -> np.ndarray:
-    """start + upsampled(drawn - downsampled start): the fine texture of what was drawn over survives.
+    """start + upsampled(drawn - downsampled start), by `weight`: the fine texture of what was drawn over survives.
 
     Where the change is so strong that it hides what was there, the drawn pixels themselves: a sharp edge of the start
     would leave its ghost, since a change at the generator's scale cannot cancel it.
@@ -121,15 +118,16 @@ def _paste_change(
     grain = drawn.shape[0]
     change = drawn.astype(np.float32) - resize(start, grain).astype(np.float32)
     pixels = drawn.astype(np.float32)
-    if _is_grey(clean):
+    if grey:
         change, pixels = _grey(change), _grey(pixels)
     strongest = cv2.GaussianBlur(np.abs(change).max(axis=2), (0, 0), 1.0)
     sure = np.clip((strongest - GRAIN) / (CERTAIN - GRAIN), 0, 1)
-    hides = resize(np.clip((strongest - SHINES_THROUGH) / (HIDES - SHINES_THROUGH), 0, 1), window.side)[..., None]
-    added = start + resize(change * sure[..., None], window.side)
-    drawn_in = added * (1 - hides) + resize(pixels, window.side) * hides
-    weight = _feather(inside, window, size_wh, feather_px)[..., None]
-    return np.clip(np.round(clean * (1 - weight) + drawn_in * weight), 0, 255).astype(np.uint8)
+    side = len(clean)
+    hides = resize(np.clip((strongest - SHINES_THROUGH) / (HIDES - SHINES_THROUGH), 0, 1), side)[..., None]
+    added = start + resize(change * sure[..., None], side)
+    drawn_in = added * (1 - hides) + resize(pixels, side) * hides
+    share = weight[..., None]
+    return np.clip(np.round(clean * (1 - share) + drawn_in * share), 0, 255).astype(np.uint8)
 
 
 def _feather(inside: np.ndarray, window: Window, size_wh: tuple[int, int], feather_px: int) -> np.ndarray:
@@ -175,6 +173,9 @@ def _poisson(clean: np.ndarray, drawn: np.ndarray, shape: np.ndarray, feather_px
     padded = np.pad(shape, pad, mode="reflect" if at_edge else "constant").astype(np.uint8)
     mask = cv2.dilate(padded * np.uint8(255), np.ones((3, 3), np.uint8), iterations=4)
     mask[:2] = mask[-2:] = mask[:, :2] = mask[:, -2:] = 0
+    # Of the mirror images those that the defect goes on as: all nine tiles at once would be dear.
+    _, pieces = cv2.connectedComponents(mask, connectivity=8)
+    mask[~np.isin(pieces, np.unique(pieces[pad:-pad, pad:-pad][mask[pad:-pad, pad:-pad] > 0]))] = 0
     edges = ((pad, pad), (pad, pad), (0, 0))
     source, target = np.pad(drawn, edges, mode="reflect"), np.pad(clean, edges, mode="reflect")
     x, y, width, height = cv2.boundingRect(mask)

@@ -19,7 +19,7 @@ from defectgen.crops import Crop, centre, own_mask, region_of
 from defectgen.recipe import Place
 from defectgen.records import XYXY
 from defectgen.seeds import numpy_rng
-from defectgen.windows import Window, crop_window, resize
+from defectgen.windows import Window, crop_mirrored, crop_window, resize
 
 _S = TypeVar("_S")
 
@@ -167,7 +167,7 @@ def find_place(
         image: uint8 (H, W, 3), the clean image.
         scale: size of the placement over its model's.
         taken: boxes that no placement may overlap by more than `max_overlap` (IoU; at 0 not at all).
-        allowed: bool (H, W) or None: defects lie wholly within it.
+        allowed: bool (H, W) or None: nothing changes outside it.
     """
     model = models[model_index]
     crop = model.crop
@@ -179,6 +179,7 @@ def find_place(
         return None
     side = max(8, round(crop.window.side * scale))
     region = region_of(outline, outlined=crop.outlined)
+    reach = _outline_box(region.astype(np.uint8) * 255) or asked
     to_image = side / window_px
     touches = turn.sides(crop.touches)
 
@@ -190,7 +191,9 @@ def find_place(
         x1, y1, x2, y2 = box_at(xs, ys)
         free = _free(x1, y1, x2, y2, (width, height), touches, to_image, grain_px)
         if allowed is not None:
-            free &= _within(allowed, x1, y1, x2, y2)
+            # All that may change, which reaches beyond the defect.
+            left, top, right, bottom = (edge * to_image for edge in reach)
+            free &= _within(allowed, xs + left, ys + top, xs + right, ys + bottom)
         for other in taken:
             free &= _overlap(x1, y1, x2, y2, other) <= max_overlap
         return np.where(free, differences, np.inf)
@@ -289,8 +292,7 @@ def _differences(
     small_wh = (max(round(width / grain), 1), max(round(height / grain), 1))
     small = cv2.resize(image, small_wh, interpolation=cv2.INTER_AREA)
     pad = COMPARED_PX // 2
-    longest = max(small_wh) + 2 * pad
-    padded = crop_window(small, Window(-pad, -pad, longest))[: small_wh[1] + 2 * pad, : small_wh[0] + 2 * pad]
+    padded = crop_mirrored(small, (-pad, -pad, small_wh[0] + pad, small_wh[1] + pad))
     differences = _match(padded, template, weights, COMPARED_PX)
     rows, columns = differences.shape
     xs = np.round((np.arange(columns) - pad) * (width / small_wh[0])).astype(np.int64)
@@ -366,11 +368,11 @@ def _free(
 
 
 def _within(allowed: np.ndarray, x1: np.ndarray, y1: np.ndarray, x2: np.ndarray, y2: np.ndarray) -> np.ndarray:
-    """bool (R, C): boxes whose every pixel is allowed (by the integral image of what is not)."""
+    """bool (R, C): boxes whose every pixel in the image is allowed (by the integral image of what is not)."""
     height, width = allowed.shape
     denied = cv2.integral((~allowed).astype(np.uint8))
-    columns_1, columns_2 = (np.clip(np.round(value), 0, width).astype(np.int64) for value in (x1, x2))
-    rows_1, rows_2 = (np.clip(np.round(value), 0, height).astype(np.int64) for value in (y1, y2))
+    columns_1, columns_2 = (np.clip(edge, 0, width).astype(np.int64) for edge in (np.floor(x1), np.ceil(x2)))
+    rows_1, rows_2 = (np.clip(edge, 0, height).astype(np.int64) for edge in (np.floor(y1), np.ceil(y2)))
     count = (
         denied[rows_2, columns_2] - denied[rows_1, columns_2] - denied[rows_2, columns_1] + denied[rows_1, columns_1]
     )

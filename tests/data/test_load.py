@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 
 from defectgen.data.load import load_sources, require_usable
+from defectgen.data.region import mask_of, region_faults
 from defectgen.errors import DataError, UsageError
 from defectgen.images import encode_image, write_bytes_atomic
 from defectgen.recipe import Place, Recipe
-from defectgen.records import Problem, Sources
+from defectgen.records import LabelledImage, Problem, Sources
 
 ROW = "0.5 0.5 0.2 0.2\n"
 
@@ -296,6 +297,16 @@ def test_mask_of_where_defects_may_be_is_checked_before_anything_is_fitted(tmp_p
     for name in ("p0_a", "p5_a"):
         _write_mask(root / f"masks/{name}.png")
     assert faults("masks") == []
+    # What lies beside a mask under its name is none, and in a folder like that of its image it is meant for that one.
+    (root / "masks/p0_a.json").write_text("{}")
+    recipe = _recipe(root).model_copy(update={"place": Place(region_mask="masks")})
+    of_line = LabelledImage(root / "line2/p0_a.png", "line2/p0_a.png", (80, 60), "", ())
+    assert mask_of(recipe, of_line) == root / "masks/p0_a.png"
+    both = [replace(of_line, name="p0_a.png"), of_line]
+    (shared,) = region_faults(recipe, both)
+    assert "is that of p0_a.png and of line2/p0_a.png; put each into a folder" in str(shared)
+    _write_mask(root / "masks/line2/p0_a.png")
+    assert mask_of(recipe, of_line) == root / "masks/line2/p0_a.png" and region_faults(recipe, both) == []
     _write_mask(tmp_path / "mask.png")
     (outside,) = faults("../mask.png")
     assert "place.region_mask lies outside data.root" in outside

@@ -175,6 +175,15 @@ def test_kill_while_the_state_is_written_leaves_the_one_before(
     assert same(continued, unbroken)
 
 
+@pytest.mark.parametrize("left", [0, 1000])
+def test_damaged_state_is_one_clear_error(train: Any, tmp_path: Path, left: int) -> None:
+    train()
+    state = tmp_path / "state.pt"
+    state.write_bytes(state.read_bytes()[:left])
+    with pytest.raises(RunError, match=r"state\.pt: the checkpoint is damaged \(.+\); delete it, and the training"):
+        train()
+
+
 def test_training_stops_where_the_held_out_loss_falls_no_more(train: Any) -> None:
     # Weights that do not move cannot improve.
     config = TINY.model_copy(update={"steps": 1000, "learning_rate": 1e-30, "patience": 3})

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+from typing import Any
+
+import cv2
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -194,6 +197,39 @@ def test_grey_image_stays_grey(backend: Backend) -> None:
     whole = np.ones((16, 16), bool)
     out = composite(image, Window(16, 16, 32), drawn, outline=outline, region=whole, backend=backend, feather_px=2)
     assert (out == out[..., :1]).all() and (out != image).sum() > 300
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_coloured_defect_stays_coloured_on_a_colour_cameras_white(backend: Backend) -> None:
+    image = np.full((64, 64, 3), 255, np.uint8)
+    image[40:, :, 2] = 180
+    drawn = np.full((16, 16, 3), 255, np.uint8)
+    drawn[4:12, 4:12] = (220, 30, 30)
+    window = Window(8, 8, 16)
+    assert (crop_window(image, window) == 255).all()
+    red, green, _ = blended(image, window, drawn, square(16, 3, 3, 10, 10), backend)[16, 16].astype(int)
+    assert red - green > 100
+
+
+def test_defect_at_an_edge_is_blended_without_its_other_mirror_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = []
+    clone = cv2.seamlessClone
+
+    def measured(source: np.ndarray, target: np.ndarray, mask: np.ndarray, *rest: Any) -> np.ndarray:
+        sizes.append(cv2.boundingRect(mask)[2:])
+        blended: np.ndarray = clone(source, target, mask, *rest)
+        return blended
+
+    monkeypatch.setattr(cv2, "seamlessClone", measured)
+    image = textured(1, 80, 80)
+    window = Window(0, 20, 40)
+    outline = square(40, 0, 15, 10, 10)
+    drawn = crop_window(image, window).copy()
+    drawn[outline] = 20
+    after = blended(image, window, drawn, square(40, 0, 10, 20, 20), "poisson", outline=outline)
+    # As wide again beyond the edge, and grown by 4 px on each side.
+    assert sizes == [(2 * 10 - 1 + 8, 10 + 8)]
+    assert after[35:45, 0:8].mean() < 40
 
 
 def test_pure_colours_are_not_taken_for_binarised() -> None:
