@@ -1,7 +1,36 @@
+import json
+import subprocess
+import sys
+
+import cv2
 import numpy as np
 import pytest
 
 from defectgen.yolo.evaluate import recall_at_false_alarms
+
+# In a process of its own: once imported, ultralytics leaves one thread to all that follows.
+_EVALUATE_CROPS = """
+import json, sys
+from pathlib import Path
+from ultralytics import YOLO
+from ultralytics.nn.tasks import ClassificationModel
+from defectgen.yolo.evaluate import evaluate_crops
+
+folder = Path(sys.argv[1])
+model = YOLO("yolo11n-cls.yaml")
+model.model = ClassificationModel("yolo11n-cls.yaml", nc=2, verbose=False)
+model.model.task, model.model.names = "classify", {0: "000", 1: "001"}
+model.save(folder / "weights.pt")
+found = {}
+for batch in (1, 3, 8):
+    sizes = []
+    def on_start(predictor):
+        predictor.model.register_forward_pre_hook(lambda module, inputs: sizes.append(len(inputs[0])))
+    settings = {"imgsz": 32, "device": "cpu", "class_names": ["pit"], "num_clean_images": 4}
+    figures = evaluate_crops(folder / "weights.pt", folder=folder, batch=batch, on_start=on_start, **settings)
+    found[batch] = [max(sizes), figures]
+print(json.dumps(found))
+"""
 
 
 def _recall(clean_confidences, num_clean_images, **settings):
@@ -52,3 +81,23 @@ def test_no_clean_images_or_no_defects_give_no_answer(num_clean_images, num_defe
         )
         is None
     )
+
+
+@pytest.mark.long
+def test_crops_are_classified_in_batches_that_change_nothing(tmp_path):
+    rng = np.random.default_rng(0)
+    for class_id, count in ((0, 4), (1, 4)):
+        (tmp_path / f"{class_id:03d}").mkdir()
+        for number in range(count):
+            crop = rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)
+            assert cv2.imwrite(str(tmp_path / f"{class_id:03d}" / f"{number}.png"), crop)
+    ran = subprocess.run(
+        [sys.executable, "-c", _EVALUATE_CROPS, str(tmp_path)], capture_output=True, text=True, check=True
+    )
+    one, three, all_at_once = json.loads(ran.stdout.splitlines()[-1]).values()
+    assert one[0] == 1 and three[0] == 3 and all_at_once[0] == 8
+    assert one[1]["test_files"] == 8
+    # Of the most defect-like clean crop: one wrongly told apart from a defective one would give another.
+    confidences = [figures.pop("confidence_at_fp") for _, figures in (one, three, all_at_once)]
+    assert confidences == pytest.approx([confidences[0]] * 3)
+    assert one[1] == three[1] == all_at_once[1]
