@@ -17,6 +17,9 @@ from defectgen.records import LabelledImage, Sources
 from defectgen.studio import Studio
 from defectgen.windows import Window, crop_window, resize, window_inside
 
+# Windows up to this side are kept, 64 of them, 600 MB at most; larger ones are read anew each time.
+LARGEST_KEPT_PX = 1024
+
 
 def copied_in(
     recipe: Recipe, sources: Sources, studio: Studio, number: int, turn: Turn, window: Window, image: np.ndarray
@@ -27,7 +30,8 @@ def copied_in(
     """
     model = studio.models[number]
     real = next(one for one in sources.train if one.name == model.crop.source)
-    pixels, shape = _real_defect(real, model.crop.annotation, model.crop.window)
+    read = _kept_defect if model.crop.window.side <= LARGEST_KEPT_PX else _real_defect
+    pixels, shape = read(real, model.crop.annotation, model.crop.window)
     side = model.crop.window.side
     if not model.crop.outlined:
         # Of a box only what is the defect: the product around it is at the place already, and lies as it lies there.
@@ -52,7 +56,6 @@ def copied_in(
     return copied, outline >= 128
 
 
-@lru_cache(maxsize=64)
 def _real_defect(real: LabelledImage, annotation: int, window: Window) -> tuple[np.ndarray, np.ndarray]:
     """Pixels (S, S, 3) and mask (S, S), both uint8, of a real defect and what surrounds its window, for rotations."""
     pad = window.side // 4
@@ -61,3 +64,6 @@ def _real_defect(real: LabelledImage, annotation: int, window: Window) -> tuple[
     # Beyond the edges of its image the window shows mirror images, which are no defects.
     own: np.ndarray = np.where(window_inside(around, real.size_wh), shape, np.uint8(0))
     return np.ascontiguousarray(crop_window(read_rgb(real.path), around)), own
+
+
+_kept_defect = lru_cache(maxsize=64)(_real_defect)
