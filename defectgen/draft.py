@@ -20,6 +20,8 @@ from defectgen.records import LabelledImage, Sources
 
 # PyYAML ends a lone scalar so.
 _END = "\n...\n"
+# Roboflow's name of a version of a picture: turned, cropped and lit copies of one have their beginning in common.
+_COPY_OF = r"^(.+?)(?:\.rf\..*)?$"
 # What a detector should see of a defect, in its own pixels; smaller ones are looked at in tiles.
 _LEAST_SIDE_PX = 16
 
@@ -27,7 +29,8 @@ _LEAST_SIDE_PX = 16
 def read_layout(
     root: Path, layout: Layout, *, split: bool = True, progress: Progress = silent
 ) -> tuple[Recipe, Sources]:
-    """A recipe for the data alone, and the data; where there is no clean image, it does without.
+    """A recipe for the data alone, and the data; where there is no clean image, it does without. Copies that a tool
+    made of a picture are a group.
 
     `split`: hold groups out where the layout has no test set.
 
@@ -38,8 +41,12 @@ def read_layout(
     data = layout.data | {"root": str(root.absolute())} | ({} if split else {"test_fraction": 0})
     recipe = Recipe.model_validate({"name": name, "data": data})
     sources = load_sources(recipe, progress=progress)
-    if not sources.train_clean:
-        recipe = Recipe.model_validate({"name": name, "data": data | {"base": "defective"}})
+    more: dict[str, Any] = {} if sources.train_clean else {"base": "defective"}
+    pictures = Counter(re.sub(_COPY_OF, r"\1", name) for name in _file_names(sources) if ".rf." in name)
+    if max(pictures.values(), default=0) > 1:
+        more["group_pattern"] = _COPY_OF
+    if more:
+        recipe = Recipe.model_validate({"name": name, "data": data | more})
         sources = load_sources(recipe, progress=progress)
     return recipe, replace(sources, problems=(*layout.problems, *sources.problems))
 
@@ -57,11 +64,14 @@ def draft(root: Path, layout: Layout, progress: Progress = silent) -> tuple[str,
     lines += [f"name: {name}", "data:"]
     fields = {"root": data["root"], "format": data["format"], "classes": classes}
     fields |= {field: value for field, value in layout.data.items() if field not in fields}
-    comments = {"classes": "in label order"}
+    if recipe.data.group_pattern is not None:
+        fields["group_pattern"] = recipe.data.group_pattern
+    comments = {"classes": "in label order", "group_pattern": "Roboflow's copies of a picture stay together"}
     lines += [_line(field, value, comments.get(field)) for field, value in fields.items()]
-    lines += _group_lines(
-        [*sources.train_pool, *sources.test, *sources.train_clean], bool(layout.data.get("test_images"))
-    )
+    if recipe.data.group_pattern is None:
+        lines.append(_group_line(_file_names(sources)))
+    if not layout.data.get("test_images"):
+        lines.append("  # test_groups: []  # groups to hold out; default: 30 % of them, by seed")
     if recipe.data.base == "defective":
         lines.append(_line("base", recipe.data.base, "there is no clean image: defects are added to the real ones"))
     fewest, most = _per_image(sources.train_pool)
@@ -91,15 +101,18 @@ def _per_image(images: Sequence[LabelledImage]) -> tuple[int, int]:
     return int(low), int(high)
 
 
-def _group_lines(images: Sequence[LabelledImage], is_split: bool) -> list[str]:
+def _file_names(sources: Sources) -> list[str]:
+    return [Path(image.name).name for image in (*sources.train_pool, *sources.test, *sources.train_clean)]
+
+
+def _group_line(names: Sequence[str]) -> str:
     """A group pattern to think about, where many names begin alike."""
     why = "what must stay on one side of the split: part, board, position"
-    prefixes = Counter(match[1] for image in images if (match := re.match(r"(.+?)[_-][^_-]*$", Path(image.name).name)))
+    prefixes = Counter(match[1] for name in names if (match := re.match(r"(.+?)[_-][^_-]*$", name)))
     shared = sum(count for count in prefixes.values() if count > 1)
-    guess = r"^(.+?)[_-][^_-]*$" if shared > len(images) / 2 else r"^(part\d+)_"
-    would = f"; this one would make {len(prefixes)} groups of {len(images)} images" if shared > len(images) / 2 else ""
-    lines = [f"  # group_pattern: '{guess}'  # {why}{would}"]
-    return lines if is_split else [*lines, "  # test_groups: []  # groups to hold out; default: 30 % of them, by seed"]
+    guess = r"^(.+?)[_-][^_-]*$" if shared > len(names) / 2 else r"^(part\d+)_"
+    would = f"; this one would make {len(prefixes)} groups of {len(names)} images" if shared > len(names) / 2 else ""
+    return f"  # group_pattern: '{guess}'  # {why}{would}"
 
 
 def _detector(sources: Sources) -> list[tuple[str, Any, str | None]]:

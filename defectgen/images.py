@@ -73,12 +73,52 @@ def read_rgb(path: Path, *, strict: bool = False) -> np.ndarray:
 
 def read_with_bits(path: Path, *, strict: bool = False) -> tuple[np.ndarray, int]:
     """As `read_rgb`, and the bits that its values were taken to have: 8, 12 or 16."""
+    data, orientation = _sound_bytes(path)
+    if strict and (damage := _damage(data)):
+        raise DataError(f"{path}: the image is damaged ({damage}); copy it again from its origin")
+    pixels, bits = _to_8_bit(_decoded(data, path), path)
+    return np.ascontiguousarray(_upright(cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB), orientation)), bits
+
+
+def read_numbers(path: Path) -> np.ndarray:
+    """The numbers in a mask's file, upright and unscaled: uint8 or uint16 (H, W), or (H, W, 3) where it has colours.
+
+    Of a palette with colours, after black as the first, the indices.
+
+    Raises:
+        DataError: as for `read_rgb`.
+    """
+    data, orientation = _sound_bytes(path)
+    numbers = _indices(data)
+    if numbers is None:
+        numbers = _decoded(data, path)
+        if (numbers == numbers[..., :1]).all():
+            numbers = numbers[..., 0]
+    return np.ascontiguousarray(_upright(numbers, orientation))
+
+
+def _indices(data: bytes) -> np.ndarray | None:
+    """uint8 (H, W), where the file has a palette of colours, black the first of them; else None."""
+    try:
+        with Image.open(io.BytesIO(data)) as file:
+            colours = np.reshape(file.getpalette() or [0, 0, 0], (-1, 3)) if file.mode == "P" else np.zeros((1, 3))
+            return np.asarray(file) if not colours[0].any() and (colours != colours[:, :1]).any() else None
+    # What Pillow cannot read has no palette.
+    except (OSError, ValueError, SyntaxError, EOFError, ImportError):
+        return None
+
+
+def _sound_bytes(path: Path) -> tuple[bytes, int]:
+    """The file's bytes, and the EXIF orientation to apply."""
     data = _read_bytes(path)
     _, orientation = _header(data, path)
     if _is_cut_short(data):
         raise DataError(f"{path}: the image is cut short after {len(data)} bytes; copy it again from its origin")
-    if strict and (damage := _damage(data)):
-        raise DataError(f"{path}: the image is damaged ({damage}); copy it again from its origin")
+    return data, orientation
+
+
+def _decoded(data: bytes, path: Path) -> np.ndarray:
+    """(H, W, 3), blue first, as stored."""
     # Orientation is applied below, since which formats OpenCV turns by itself depends on its version.
     flags = cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH | cv2.IMREAD_IGNORE_ORIENTATION
     try:
@@ -87,8 +127,7 @@ def read_with_bits(path: Path, *, strict: bool = False) -> tuple[np.ndarray, int
         raise DataError(f"{path}: cannot be decoded ({error.err}); {_REMEDY}") from None
     if bgr is None:
         raise DataError(f"{path}: cannot be decoded, it is damaged or no image; {_REMEDY}")
-    pixels, bits = _to_8_bit(bgr, path)
-    return np.ascontiguousarray(_upright(cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB), orientation)), bits
+    return bgr
 
 
 def size_wh(path: Path) -> tuple[int, int]:

@@ -8,6 +8,8 @@ from typing import Any, Literal
 
 import numpy as np
 
+from defectgen.errors import DataError
+
 XYXY = tuple[float, float, float, float]
 Polygon = tuple[tuple[float, float], ...]
 
@@ -66,6 +68,13 @@ class Problem:
     where: str
     reason: str
     remedy: str
+
+    @classmethod
+    def of_error(cls, error: DataError) -> Problem:
+        """The error, whose message is `file: reason; remedy`."""
+        path, _, rest = str(error).partition(": ")
+        reason, _, remedy = rest.rpartition("; ")
+        return cls("error", path, "", reason, remedy)
 
     def __str__(self) -> str:
         place = f"{self.path}: {self.where}" if self.where else self.path

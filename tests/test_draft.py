@@ -224,3 +224,18 @@ def test_looking_changes_nothing(tmp_path: Path) -> None:
     draft(root / "coco", look(root / "coco")[0])
     assert {path: path.stat().st_mtime_ns for path in root.rglob("*")} == before
     shutil.rmtree(root)
+
+
+def test_copies_that_roboflow_made_of_a_picture_are_a_group(tmp_path: Path) -> None:
+    for picture in range(8):
+        for version in range(3):
+            stem = f"part{picture:02d}_bmp.rf.{picture}{version}{'a' * 30}"
+            image(tmp_path / "train/images" / f"{stem}.png")
+            text(tmp_path / "train/labels" / f"{stem}.txt", "0 0.5 0.5 0.3 0.3\n")
+    text(tmp_path / "data.yaml", "names: [dent]\n")
+    content, drafted = draft(tmp_path, look(tmp_path)[0])
+    text(tmp_path / "recipe.yaml", content)
+    sources = load_sources(load_recipe(tmp_path / "recipe.yaml"))
+    assert sources == drafted
+    of_train, of_test = ({one.name.partition(".rf.")[0] for one in images} for images in (sources.train, sources.test))
+    assert len(of_train | of_test) == 8 and of_test and not of_train & of_test

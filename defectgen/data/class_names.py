@@ -9,28 +9,38 @@ from pathlib import Path
 from defectgen.data.annotations import MarkedSet
 from defectgen.data.formats.labelme import labels_in_labelme
 from defectgen.data.formats.voc import labels_in_voc
-from defectgen.data.formats.yolo import DATA_YAML
+from defectgen.data.formats.yolo import DATA_YAML, names_in
 from defectgen.data.layout import Marked
 from defectgen.data.places import label_file
+from defectgen.errors import DataError
 
 # Stands for the names of YOLO classes that nothing names.
 UNNAMED = "class"
 # labelImg's, CVAT's and darknet's, Roboflow's.
-_NAME_FILES = ("classes.txt", "obj.names", "_darknet.labels")
+_NAME_FILES = ("classes.txt", "obj.names", "_darknet.labels", DATA_YAML)
 # A class number that far above all others is a slip in its row, and no class.
 _SLIP = 100
 
 
 def classes_of(format: str, suffix: str, root: Path, marked: Sequence[Marked]) -> list[str]:
-    """Those of labels in a file per image, over all `marked` folders; none for YOLO with a data.yaml."""
+    """Those of labels in a file per image, over all `marked` folders; none for YOLO with a data.yaml.
+
+    Raises:
+        DataError: files with the names of YOLO classes contradict each other, or one cannot be read.
+    """
     if format == "yolo":
         if (root / DATA_YAML).is_file():
             return []
-        if names := _listed(root):
+        if names := _listed(root, marked):
             return names
-        return [f"{UNNAMED}{number}" for number in range(num_classes_in(_texts(suffix, marked)))]
+        return numbered_classes(suffix, marked)
     labels_in = {"labelme": labels_in_labelme, "voc": labels_in_voc}[format]
     return sorted(set().union(*map(labels_in, _texts(suffix, marked))))
+
+
+def numbered_classes(suffix: str, marked: Sequence[Marked]) -> list[str]:
+    """Names for the numbers of YOLO labels, where nothing tells them."""
+    return [f"{UNNAMED}{number}" for number in range(num_classes_in(_texts(suffix, marked)))]
 
 
 def classes_of_sets(first: MarkedSet, all_sets: Sequence[MarkedSet]) -> list[str]:
@@ -39,14 +49,40 @@ def classes_of_sets(first: MarkedSet, all_sets: Sequence[MarkedSet]) -> list[str
     return [] if names == list(first.class_names) else names
 
 
-def _listed(root: Path) -> list[str]:
-    """The lines of the file of class names that is the nearest to the root."""
-    found = [path for name in _NAME_FILES for path in root.rglob(name) if path.is_file()]
+def _listed(root: Path, marked: Sequence[Marked]) -> list[str]:
+    """The names in the file of class names that lies above all labels, the nearest to the root; else in those that lie
+    above some, the longest list.
+
+    Raises:
+        DataError: two of these contradict each other.
+    """
+    found = sorted(
+        (path for name in _NAME_FILES for path in root.rglob(name) if path.is_file()),
+        key=lambda path: (len(path.parts), path),
+    )
     if not found:
         return []
-    nearest = min(found, key=lambda path: (len(path.parts), path))
+    if all(one.labels.is_relative_to(found[0].parent) for one in marked):
+        return _names_of(found[0])
+    places = [place for one in marked for place in (one.labels, one.folder.path)]
+    of_labels = {path: _names_of(path) for path in found if any(place.is_relative_to(path.parent) for place in places)}
+    if not of_labels:
+        return _names_of(found[0])
+    longest = max(of_labels, key=lambda path: len(of_labels[path]))
+    for path, names in of_labels.items():
+        if names != of_labels[longest][: len(names)]:
+            raise DataError(
+                f"{path}: lists the classes as {', '.join(names)}, but {longest} as {', '.join(of_labels[longest])}; "
+                "a label file gives their numbers alone: give all folders one list"
+            )
+    return of_labels[longest]
+
+
+def _names_of(path: Path) -> list[str]:
+    if path.name == DATA_YAML:
+        return list(names_in(path))
     # -sig: Windows editors put a byte order mark first.
-    lines = nearest.read_text(encoding="utf-8-sig", errors="replace").splitlines()
+    lines = path.read_text(encoding="utf-8-sig", errors="replace").splitlines()
     return [line.strip() for line in lines if line.strip()]
 
 

@@ -21,6 +21,8 @@ _CLEAN = {*CLEAN_FOLDERS, "clean", "normal", "negative", "negatives", "backgroun
 _SPLITS = {"train": "train", "training": "train", "test": "test", "testing": "test"} | {
     name: "val" for name in ("val", "valid", "validation")
 }
+# What stands before or after a split in the name of its folder.
+_BESIDE_SPLIT = re.compile(r"^(obj|images?|imgs?|data|set)[_-]|[_-]?(images?|imgs?|data|set)$|[0-9_-]+$")
 # Folders of a linked disk that are searched for an image.
 _SEARCHED = 100
 
@@ -33,20 +35,18 @@ class Folder:
         path: absolute.
         relative: to the root, with forward slashes.
         split: train, val or test; None where nothing says which.
+        is_clean: of clean product, as far as its name tells.
     """
 
     path: Path
     relative: str
     images: Sequence[Path]
     split: str | None
+    is_clean: bool
 
     @property
     def parts(self) -> set[str]:
-        return {part.lower() for part in Path(self.relative).parts}
-
-    @property
-    def is_clean(self) -> bool:
-        return bool(self.parts & _CLEAN)
+        return _parts(self.relative)
 
 
 def folders_in(root: Path) -> list[Folder]:
@@ -59,10 +59,16 @@ def folders_in(root: Path) -> list[Folder]:
     for path in list_images(root):
         by_folder.setdefault(path.parent, []).append(path)
     named = _splits_in_yaml(root)
-    return [
-        Folder(path, path.relative_to(root).as_posix(), images, _split_of(path, root, named))
-        for path, images in sorted(by_folder.items())
-    ]
+    found = []
+    for path, images in sorted(by_folder.items()):
+        relative = path.relative_to(root).as_posix()
+        is_clean = bool(_parts(relative) & _CLEAN)
+        found.append(Folder(path, relative, images, _split_of(path, root, named), is_clean))
+    return found
+
+
+def _parts(relative: str) -> set[str]:
+    return {part.lower() for part in Path(relative).parts}
 
 
 def split_in_name(name: str) -> str | None:
@@ -110,9 +116,9 @@ def _split_of(path: Path, root: Path, named: dict[Path, str]) -> str | None:
 
 
 def _split_in_parts(parts: Iterable[str]) -> str | None:
-    # COCO's are train2017 and val2017, CVAT's obj_train_data.
-    plain = (part.lower().removeprefix("obj_").removesuffix("_data").rstrip("0123456789_-") for part in parts)
-    return next((_SPLITS[part] for part in reversed(list(plain)) if part in _SPLITS), None)
+    # COCO's are train2017 and val2017, CVAT's obj_train_data; others train_images, test-set, images_val.
+    plain = [_BESIDE_SPLIT.sub("", part.lower()) for part in parts]
+    return next((_SPLITS[part] for part in reversed(plain) if part in _SPLITS), None)
 
 
 def _splits_in_yaml(root: Path) -> dict[Path, str]:

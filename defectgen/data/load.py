@@ -9,7 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from defectgen.data.formats.yolo import DATA_YAML, faults_in_data_yaml
-from defectgen.data.readers import SET_FORMATS, class_names, read_clean, read_labelled
+from defectgen.data.places import find_labels
+from defectgen.data.readers import SET_FORMATS, class_names, marked_as_clean, read_clean, read_labelled
 from defectgen.data.region import region_faults
 from defectgen.data.split import draw_budget, find_leaks, split_groups
 from defectgen.data.unused import not_among, truly_unused
@@ -70,9 +71,14 @@ def load_sources(
             return []
         without = [*inside(folder, folders.values()), *left_out]
         found, faults = read_clean(folder, group_pattern=data.group_pattern, without=without, progress=progress)
-        problems.extend(faults)
+        problems.extend(faults + marked_as_clean(folder, data.format, of_marked))
         return found
 
+    of_marked = [
+        folders.get(f"{subset}_labels", find_labels(folders[f"{subset}_images"]))
+        for subset in ("train", "test")
+        if f"{subset}_images" in folders
+    ]
     pool, unmarked = labelled("train_images", "train_labels")
     test, test_unmarked = labelled("test_images", "test_labels")
     train_clean, test_clean = clean("train_clean") + unmarked, clean("test_clean") + test_unmarked
@@ -241,7 +247,11 @@ def _lacking(
         else:
             reason = f"has no marked defect in the {len(pool)} training images"
             reason += f", but {in_test[class_id]} in the held-out ones" if in_test[class_id] else ""
-            remedy = "mark some, or remove it from the class names"
+            # Its number is that of the name's place in the list; other formats name it.
+            numbered = data.format == "yolo" and class_id < len(names) - 1 and not in_test[class_id]
+            remedy = "mark some, or remove it from the class names" + (
+                ", and lower the higher class numbers in the label files by one" if numbered else ""
+            )
         problems.append(Problem("error", "data.train_images", f"class {class_id} {name!r}", reason, remedy))
     if data.base == "clean" and not train_clean:
         reason, remedy = "no clean image is left for training, got 0", "add some, or set data.base: defective"

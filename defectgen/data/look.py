@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 
 from defectgen.data.annotations import MarkedSet
-from defectgen.data.class_names import UNNAMED, classes_of, classes_of_sets
+from defectgen.data.class_names import UNNAMED, classes_of, classes_of_sets, numbered_classes
 from defectgen.data.folders import Folder, folders_in, linked_folders, split_in_name
 from defectgen.data.formats.masks import CLEAN_FOLDERS, mask_of
 from defectgen.data.layout import Layout, Marked, arrange
@@ -15,6 +15,7 @@ from defectgen.data.places import (
     SET_SUFFIXES,
     child_folder,
     find_labels,
+    holds_mark,
     is_label_file,
     label_file,
     marked_sets_up_to,
@@ -39,7 +40,7 @@ class _Search:
 
     root: Path
     folders: Sequence[Folder]
-    damaged: dict[Path, str] = field(default_factory=dict)
+    damaged: dict[Path, DataError] = field(default_factory=dict)
     outside: list[Path] = field(default_factory=list)
 
 
@@ -83,18 +84,17 @@ def _nothing_found(search: _Search, format: str | None) -> list[str]:
         labels = outside[0]
         return [f"{root}: the annotations of its images lie outside it, in {labels}; name {root.parent} instead"]
     line = f"{root}: found {num_images} images, but no annotations of them {wanted}; write a recipe by hand"
-    return [line, *search.damaged.values()]
+    return [line, *map(str, search.damaged.values())]
 
 
 def _with_what_was_met(layout: Layout, search: _Search, links: Sequence[Path]) -> Layout:
     """`layout`, with the damaged files and the links that it passes over."""
-    notes, problems = list(layout.notes), []
-    for path, message in search.damaged.items():
+    notes, problems = list(layout.notes), list(layout.problems)
+    for path, error in search.damaged.items():
         if path.suffix.lower() == SET_SUFFIXES.get(layout.data["format"]):
-            reason, _, remedy = message.removeprefix(f"{path}: ").rpartition("; ")
-            problems.append(Problem("error", str(path), "", reason, remedy))
+            problems.append(Problem.of_error(error))
         else:
-            notes.append(f"not read: {message}")
+            notes.append(f"not read: {error}")
     labels = [search.root / name for key, name in layout.data.items() if key.endswith("_labels")]
     notes += [_of_link(link) for link in links if not any(place.is_relative_to(link) for place in labels)]
     return replace(layout, notes=tuple(notes), problems=tuple(problems))
@@ -139,20 +139,39 @@ def _clean_of_mvtec(root: Path) -> str | None:
 
 def _per_file(search: _Search, format: str) -> Layout | None:
     suffix, _ = FILE_FORMATS[format]
-    marked = []
-    for folder in search.folders:
+    marked: list[Marked] = []
+    folders: list[Folder] = []
+    # Of labels that two folders share, those of a folder called clean are the other one's.
+    for folder in sorted(search.folders, key=lambda folder: folder.is_clean):
         places = [find_labels(folder.path), folder.path]
         if format == "voc" and (annotations := child_folder(folder.path.parent, "annotations")):
             places.append(annotations)
         place = next((place for place in places if _has_labels(folder, place, format)), None)
+        if folder.is_clean and place is not None and all(place != one.labels for one in marked):
+            some = _some(folder.images)
+            num_marked = sum(holds_mark(label_file(place, image.name, suffix), format) for image in some)
+            folder = replace(folder, is_clean=2 * num_marked < len(some))
+        folders.append(folder)
         if folder.is_clean or place is None:
             continue
         if place != find_labels(folder.path) and not place.is_relative_to(search.root):
             search.outside.append(place)
         else:
             marked.append(Marked(folder, place))
-    layout = arrange(search.root, search.folders, marked, format, f"a {suffix} file per image", _fits_by_place)
-    return _with_classes(layout, classes_of(format, suffix, search.root, marked))
+    marked, folders = (sorted(marked, key=_place_of), sorted(folders, key=lambda folder: folder.path))
+    layout = arrange(search.root, folders, marked, format, f"a {suffix} file per image", _fits_by_place)
+    if layout is None:
+        return None
+    try:
+        classes = classes_of(format, suffix, search.root, marked)
+    except DataError as error:
+        classes = numbered_classes(suffix, marked)
+        layout = replace(layout, problems=(Problem.of_error(error),))
+    return _with_classes(layout, classes)
+
+
+def _place_of(one: Marked) -> Path:
+    return one.folder.path
 
 
 def _fits_by_place(place: Path, labels: Path, folder: Folder) -> bool:
@@ -162,39 +181,73 @@ def _fits_by_place(place: Path, labels: Path, folder: Folder) -> bool:
 def _has_labels(folder: Folder, place: Path, format: str) -> bool:
     suffix, _ = FILE_FORMATS[format]
     stems = {path.stem for path in place.iterdir() if path.suffix.lower() == suffix} if place.is_dir() else set()
-    labelled = [image for image in folder.images if image.stem in stems]
-    chosen = labelled[:: max(1, len(labelled) // _LOOKED_AT)][:_LOOKED_AT]
-    return any(is_label_file(label_file(place, image.name, suffix), format) for image in chosen)
+    labelled = _some([image for image in folder.images if image.stem in stems])
+    return any(is_label_file(label_file(place, image.name, suffix), format) for image in labelled)
+
+
+def _some(images: Sequence[Path]) -> Sequence[Path]:
+    return images[:: max(1, len(images) // _LOOKED_AT)][:_LOOKED_AT]
 
 
 def _per_set(search: _Search, format: str) -> Layout | None:
-    marked = []
+    marked, folders, notes = [], [], []
     read: dict[Path, MarkedSet] = {}
-    damaged: dict[Path, str] = {}
-    for folder in search.folders:
-        if folder.is_clean:
-            continue
+    damaged: dict[Path, DataError] = {}
+    claimed: set[tuple[Path, str]] = set()
+    # An entry that fits images of two folders is not of the one that is called clean.
+    for folder in sorted(search.folders, key=lambda folder: folder.is_clean):
         paths = marked_sets_up_to(search.root, folder.path, format)
         _read_sets(paths, format, read, damaged)
-        if (best := _best_set(paths, folder, search, read)) is not None:
+        best = _best_set(paths, folder, search, read)
+        if best is not None:
+            found = [_entry_of(image, read[best], search) for image in folder.images]
+            own = {(best, entry) for entry in found if entry is not None} - claimed
+            claimed |= own
+            num_marked = sum(bool(read[best].of_file[entry].items) for _, entry in own)
+            folder = replace(folder, is_clean=folder.is_clean and 2 * num_marked < len(folder.images))
+        folders.append(folder)
+        if folder.is_clean:
+            continue
+        if best is not None:
             marked.append(Marked(folder, best))
+            notes += _others_of(folder, best, paths, search, read)
             continue
         torn = (path for path in paths if path in damaged and _is_of_split(path, folder) and _is_meant(path))
         if (path := next(torn, None)) is not None:
             search.damaged[path] = damaged[path]
 
     def fits(place: Path, labels: Path, folder: Folder) -> bool:
+        if folder.is_clean:
+            return True
         names = [image.relative_to(place).as_posix() for image in folder.images]
         wanted = [_entry_of(image, read[labels], search) for image in folder.images]
         return all(
             want is None or read[labels].entry_of(name) == want for name, want in zip(names, wanted, strict=True)
         )
 
-    layout = arrange(search.root, search.folders, marked, format, "one file for all images", fits)
+    marked, folders = (sorted(marked, key=_place_of), sorted(folders, key=lambda folder: folder.path))
+    layout = arrange(search.root, folders, marked, format, "one file for all images", fits)
     if layout is None:
         return None
+    layout = replace(layout, notes=(*layout.notes, *notes))
     first = read[search.root / layout.data["train_labels"]]
     return _with_classes(layout, classes_of_sets(first, [read[one.labels] for one in marked]))
+
+
+def _others_of(
+    folder: Folder, best: Path, paths: Sequence[Path], search: _Search, read: dict[Path, MarkedSet]
+) -> list[str]:
+    """A note on files that list images of the folder which the `best` one does not."""
+    unlisted = [image for image in folder.images if _entry_of(image, read[best], search) is None]
+    others = [
+        path.relative_to(search.root).as_posix()
+        for path in paths
+        if path in read and path != best and any(_entry_of(image, read[path], search) for image in unlisted)
+    ]
+    if not others:
+        return []
+    own, listed = best.relative_to(search.root).as_posix(), ", ".join(others)
+    return [f"more images of {folder.relative} are listed in {listed}; only {own} is read: join them in one file"]
 
 
 def _beyond(search: _Search, format: str) -> list[Path]:
@@ -214,14 +267,14 @@ def _is_meant(path: Path) -> bool:
     return (b'"annotations"' in data and b'"caption"' not in data) or b"<annotations" in data
 
 
-def _read_sets(paths: Sequence[Path], format: str, read: dict[Path, MarkedSet], damaged: dict[Path, str]) -> None:
+def _read_sets(paths: Sequence[Path], format: str, read: dict[Path, MarkedSet], damaged: dict[Path, DataError]) -> None:
     for path in paths:
         if path in read or path in damaged:
             continue
         try:
             read[path] = SET_FORMATS[format](path)
         except DataError as error:
-            damaged[path] = str(error)
+            damaged[path] = error
 
 
 def _best_set(paths: Sequence[Path], folder: Folder, search: _Search, read: dict[Path, MarkedSet]) -> Path | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 from pathlib import Path
 
 SET_SUFFIXES = {"coco": ".json", "cvat": ".xml"}
@@ -56,6 +57,19 @@ def is_label_file(path: Path, format: str) -> bool:
         return all(len(row) >= 5 and len([float(value) for value in row]) for row in rows[:50])
     except ValueError:
         return False
+
+
+def holds_mark(path: Path, format: str) -> bool:
+    """Whether a label file marks a defect, as far as a glance at it tells."""
+    try:
+        text = path.read_text(encoding="utf-8-sig", errors="replace")
+    except OSError:
+        return False
+    if format == "labelme":
+        return re.search(r'"shapes"\s*:\s*\[\s*\{', text) is not None
+    if format == "voc":
+        return "<object>" in text or "<object " in text
+    return bool(text.strip())
 
 
 def marked_sets_about(images: Path, labels: Path | None, format: str) -> list[Path]:

@@ -16,7 +16,14 @@ from defectgen.data.formats.labelme import parse_labelme
 from defectgen.data.formats.masks import CLEAN_FOLDERS, folder_classes, mask_of, read_mask
 from defectgen.data.formats.voc import parse_voc
 from defectgen.data.formats.yolo import DATA_YAML, names_in, parse_yolo
-from defectgen.data.places import SET_SUFFIXES, find_labels, is_label_file, label_file, marked_sets_about
+from defectgen.data.places import (
+    SET_SUFFIXES,
+    find_labels,
+    holds_mark,
+    is_label_file,
+    label_file,
+    marked_sets_about,
+)
 from defectgen.data.split import group_of
 from defectgen.errors import DataError
 from defectgen.images import IMAGE_SUFFIXES, list_images, read_with_bits
@@ -135,6 +142,23 @@ def read_clean(
     return _read_all(folder, lambda path: _read_image(path, folder))
 
 
+def marked_as_clean(images: Path, format: str, others: Collection[Path]) -> list[Problem]:
+    """A warning where label files mark defects on the images under `images`, which are to be clean.
+
+    `others`: folders of labels that belong to other images, which may be called alike.
+    """
+    if format not in FILE_FORMATS or (labels := find_labels(images)) in others:
+        return []
+    suffix, _ = FILE_FORMATS[format]
+    files = (label_file(labels, path.relative_to(images).as_posix(), suffix) for path in list_images(images))
+    marked = [path for path in files if is_label_file(path, format) and holds_mark(path, format)]
+    if not marked:
+        return []
+    reason = f"is named as clean, but {len(marked)} of its images are marked ({marked[0].name} in {labels})"
+    remedy = "they are taken for clean; name a folder without them, or remove the label files"
+    return [Problem("warning", str(images), "", reason, remedy)]
+
+
 def _read_all(folder: _Folder, read_one: Callable[[Path], Found]) -> Found:
     paths = folder.paths()
     reason, remedy = "is a link to a folder, which is not followed", "name its target in the recipe, or copy it there"
@@ -161,8 +185,7 @@ def _read_image(path: Path, folder: _Folder) -> Found:
     try:
         pixels, bits = read_with_bits(path, strict=True)
     except DataError as error:
-        reason, _, remedy = str(error).removeprefix(f"{path}: ").rpartition("; ")
-        return [], [Problem("error", str(path), "", reason, remedy)]
+        return [], [Problem.of_error(error)]
     group = group_of(name, folder.group_pattern)
     if group is None:
         reason = f"data.group_pattern {folder.group_pattern!r} finds no group in it"
@@ -226,8 +249,13 @@ def _read_marked_set(folder: _Folder, labels: Path | None, format: str, class_na
     found, problems = _read_marked(folder, marks_of)
     # Damaged images are there, too.
     names = [_name(path, folder) for path in list_images(folder.images)]
-    seen = {entry for name in names if (entry := marked.entry_of(name, folder.images))}
-    for name in sorted(marked.of_file.keys() - seen):
+    seen = Counter(entry for name in names if (entry := marked.entry_of(name, folder.images)))
+    for entry, count in seen.items():
+        if count > 1:
+            reason = f"is the entry of {count} images of that name"
+            remedy = "list each by its path, or name the folder of those that it lists"
+            problems.append(Problem("error", str(marked.path), repr(entry), reason, remedy))
+    for name in sorted(marked.of_file.keys() - seen.keys()):
         remedy = f"add it under {folder.images}, or remove the entry"
         reason = "is listed, but there is no such image"
         problems.append(Unused("warning", str(marked.path), repr(name), reason, remedy, name))

@@ -13,6 +13,9 @@ from defectgen.images import IMAGE_SUFFIXES, read_rgb, sha256_bytes, sha256_file
 from defectgen.recipe import Recipe
 from defectgen.records import LabelledImage, Problem
 
+# Of 255: as bright and brighter is allowed.
+_ALLOWED = 128
+
 
 def mask_of(recipe: Recipe, image: LabelledImage) -> Path:
     """The file that says it of `image`: place.region_mask, or the one of the image's name in that folder.
@@ -51,13 +54,14 @@ def allowed_region(recipe: Recipe, image: LabelledImage) -> np.ndarray | None:
     """
     if recipe.place.region_mask is None:
         return None
-    allowed: np.ndarray = read_rgb(mask_of(recipe, image)).max(axis=2) >= 128
+    allowed: np.ndarray = read_rgb(mask_of(recipe, image)).max(axis=2) >= _ALLOWED
     return allowed
 
 
 def region_faults(recipe: Recipe, images: Iterable[LabelledImage]) -> list[Problem]:
     """What is wrong with the masks of `images`, each fault once."""
     found: dict[str, Problem] = {}
+    looked_at: set[Path] = set()
     serves: dict[Path, str] = {}
     for image in images if recipe.place.region_mask is not None else ():
         try:
@@ -69,12 +73,16 @@ def region_faults(recipe: Recipe, images: Iterable[LabelledImage]) -> list[Probl
                     f"{path}: place.region_mask is that of {other} and of {image.name}; put each into a folder named "
                     "like its image's"
                 )
+            if path not in looked_at and (brightest := int(read_rgb(path).max())) < _ALLOWED:
+                raise DataError(
+                    f"{path}: place.region_mask allows no pixel, its brightest has the value {brightest} of 255; make "
+                    "white (255) where defects may be"
+                )
+            looked_at.add(path)
         except DataError as error:
-            place, _, rest = str(error).partition(": ")
-            reason, _, remedy = rest.rpartition("; ")
+            problem = Problem.of_error(error)
             # Of one mask of a wrong size the first image says enough.
-            key = place if remedy == "resize it" else reason
-            found.setdefault(key, Problem("error", place, "", reason, remedy))
+            found.setdefault(problem.path if problem.remedy == "resize it" else problem.reason, problem)
     return list(found.values())
 
 

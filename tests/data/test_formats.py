@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 from pycocotools import mask as coco_mask
 
 from defectgen.boxes import polygon_mask
@@ -294,6 +295,27 @@ def test_unusable_cvat_file_is_refused(images: Path, tmp_path: Path, text: str, 
     assert f"{path}: " in str(caught.value) and message in str(caught.value)
 
 
+def test_video_of_cvat_is_told_by_its_tracks(images: Path, tmp_path: Path) -> None:
+    path = tmp_path / "annotations.xml"
+    path.write_text('<annotations><track id="0" label="pit"><box frame="0"/></track></annotations>')
+    with pytest.raises(DataError) as caught:
+        read(images, path, "cvat")
+    expected = f"{path}: holds the tracks of a video, not images; export it again as CVAT for images 1.1"
+    assert str(caught.value) == expected
+
+
+def test_entry_that_fits_two_images_is_an_error(images: Path, tmp_path: Path) -> None:
+    write_image(images / "cam1/0.png")
+    write_image(images / "cam2/0.png", np.full((20, 40, 3), 30, np.uint8))
+    listed = [{"id": number, "file_name": name} for number, name in enumerate(("a.png", "b.png", "0.png"))]
+    content = {"images": listed, "categories": [{"id": 1, "name": "pit"}], "annotations": []}
+    path = tmp_path / "instances.json"
+    path.write_text(json.dumps(content))
+    _, problems = read(images, path, "coco", ["pit"])
+    reason = "is the entry of 2 images of that name; list each by its path, or name the folder of those that it lists"
+    assert problems == [f"error {path}: '0.png': {reason}"]
+
+
 def test_pieces_of_a_mask_are_defects_of_the_class_of_their_value(images: Path, tmp_path: Path) -> None:
     mask = np.zeros((20, 40), np.uint8)
     mask[RING], mask[2:5, 30:36], mask[14:18, 30:36] = 2, 1, 2
@@ -309,6 +331,34 @@ def test_pieces_of_a_mask_are_defects_of_the_class_of_their_value(images: Path, 
     assert (polygon_mask(marks["a.png"][1][2], SIZE_WH) == RING).all()
     (only,) = {mark[0] for mark in read(images, None, "masks", ["pit"])[0]["a.png"]}
     assert only == 0
+
+
+def test_numbers_in_a_mask_are_read_unscaled_and_as_indices_of_its_palette(images: Path, tmp_path: Path) -> None:
+    mask = np.zeros((20, 40), np.uint8)
+    mask[2:5, 30:36], mask[14:18, 30:36] = 1, 2
+    write_image(tmp_path / "masks/b.png", np.zeros((20, 40), np.uint8))
+    expected = [(0, (30, 2, 36, 5)), (1, (30, 14, 36, 18))]
+    path = tmp_path / "masks/a.png"
+
+    def found(classes: list[str] | None = None) -> tuple[list[Any], list[str]]:
+        marks, problems = read(images, None, "masks", *([] if classes is None else [classes]))
+        return [mark[:2] for mark in marks.get("a.png", [])], problems
+
+    write_image(path, mask.astype(np.uint16))
+    assert found() == (expected, [])
+    with_palette = Image.fromarray(mask, "P")
+    # Of PASCAL VOC: the first two classes are as bright as each other.
+    with_palette.putpalette([0, 0, 0, 128, 0, 0, 0, 128, 0])
+    with_palette.save(path)
+    assert found() == (expected, [])
+    coloured = np.array([(0, 0, 0), (128, 0, 0), (0, 128, 0)], np.uint8)[mask]
+    write_image(path, coloured)
+    reason = "is coloured, and which of the 2 classes a colour is, it does not say"
+    assert found()[1] == [f"error {path}: {reason}; save it in grey, 1 for the first class, or with a palette"]
+    marks, problems = found(["pit"])
+    assert [box for _, box in marks] == [box for _, box in expected]
+    (problem,) = problems
+    assert problem.startswith(f"warning {path}: has 2 colours beside black, but there is one class")
 
 
 @pytest.mark.parametrize(

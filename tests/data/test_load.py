@@ -310,6 +310,10 @@ def test_mask_of_where_defects_may_be_is_checked_before_anything_is_fitted(tmp_p
     _write_mask(tmp_path / "mask.png")
     (outside,) = faults("../mask.png")
     assert "place.region_mask lies outside data.root" in outside
+    # As tools save masks of two values.
+    write_bytes_atomic(root / "ones.png", encode_image(np.ones((60, 80), np.uint8), "png"))
+    reason = "place.region_mask allows no pixel, its brightest has the value 1 of 255"
+    assert faults("ones.png") == [f"{root}/ones.png: {reason}; make white (255) where defects may be"]
 
 
 def test_images_of_one_camera_are_scaled_alike_or_not_at_all(tmp_path: Path) -> None:
@@ -325,3 +329,22 @@ def test_images_of_one_camera_are_scaled_alike_or_not_at_all(tmp_path: Path) -> 
         "the others from 12; the same grey would be 16 times as bright in one as in the other: convert all to 8 bits "
         "by one scale"
     ]
+
+
+def test_clean_images_with_marked_label_files_are_warned_of(tmp_path: Path) -> None:
+    root = _write_product(tmp_path / "product")
+
+    def warnings() -> list[str]:
+        recipe = _recipe(root, train_clean="ok/images")
+        return [str(problem) for problem in load_sources(recipe).problems if "named as clean" in problem.reason]
+
+    _write_images(root / "ok/images", "p0_a", "p5_a")
+    # The labels of images/, some of which are called like clean ones, are not theirs.
+    assert [problem for problem in load_sources(_recipe(root)).problems if "named as clean" in problem.reason] == []
+    (root / "ok/labels").mkdir()
+    (root / "ok/labels/p5_a.txt").touch()
+    assert warnings() == []
+    (root / "ok/labels/p5_a.txt").write_text(f"0 {ROW}")
+    reason = f"is named as clean, but 1 of its images are marked (p5_a.txt in {root}/ok/labels)"
+    remedy = "they are taken for clean; name a folder without them, or remove the label files"
+    assert warnings() == [f"{root}/ok/images: {reason}; {remedy}"]

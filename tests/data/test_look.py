@@ -393,3 +393,81 @@ def test_classes_of_coco_are_those_of_all_its_files(tmp_path: Path) -> None:
     assert look(tmp_path)[0].data["classes"] == ["dent", "pit"]
     (error,) = (problem for problem in checked(tmp_path).problems if problem.severity == "error")
     assert "class 1 'pit': has no marked defect in the 1 training images, but 1 in the held-out ones" in str(error)
+
+
+@pytest.mark.parametrize("format", ["coco", "cvat"])
+@pytest.mark.parametrize("place", ["", "annotations"])
+def test_clean_folder_beside_images_with_one_file_for_all_is_found(tmp_path: Path, format: str, place: str) -> None:
+    names = [f"{number}.png" for number in range(3)]
+    images(tmp_path / "images", *names)
+    # Named alike, as a camera counts.
+    images(tmp_path / "clean", *names)
+    if format == "coco":
+        coco(tmp_path / place / "instances.json", *names)
+    else:
+        cvat(tmp_path / place / "annotations.xml", *names)
+    found = fields(tmp_path)
+    assert (found["train_images"], found["train_clean"]) == ("images", "clean")
+
+
+def test_marked_images_in_a_folder_called_like_clean_product_are_defective(tmp_path: Path) -> None:
+    for light in ("normal", "dark"):
+        yolo(tmp_path / light / "images", tmp_path / light / "labels", "0", "1", "2")
+    assert "train_clean" not in fields(tmp_path)
+    assert fields(tmp_path)["train_images"] == "dark/images"
+    assert "left aside: normal/images (one folder is read per subset)" in notes(tmp_path)
+    # Empty labels, and those of other images of the same names, say that nothing is marked.
+    for stem in ("0", "1", "2"):
+        text(tmp_path / "normal/labels" / f"{stem}.txt", "")
+    assert fields(tmp_path)["train_clean"] == "normal/images"
+    other = tmp_path / "other"
+    yolo(other / "images", other / "labels", "0", "1", "2")
+    images(other / "clean", "0.png", "1.png", "2.png")
+    assert fields(other)["train_clean"] == "clean"
+
+
+def test_marked_images_of_a_set_in_a_folder_called_clean_are_defective(tmp_path: Path) -> None:
+    images(tmp_path / "raw", "0.png", "1.png")
+    images(tmp_path / "clean", "2.png", "3.png")
+    coco(tmp_path / "instances.json", "raw/0.png", "raw/1.png", "clean/2.png", "clean/3.png")
+    assert fields(tmp_path) == {"train_images": ".", "train_labels": "instances.json"}
+
+
+def test_class_files_of_other_orders_are_an_error(tmp_path: Path) -> None:
+    for split in ("train", "test"):
+        yolo(tmp_path / split, tmp_path / split, "0", "1")
+    text(tmp_path / "train/classes.txt", "scratch\ndent\n")
+    text(tmp_path / "test/classes.txt", "scratch\n")
+    assert look(tmp_path)[0].data["classes"] == ["scratch", "dent"]
+    text(tmp_path / "test/classes.txt", "dent\nscratch\n")
+    found = look(tmp_path)[0]
+    (problem,) = found.problems
+    assert str(problem) == (
+        f"{tmp_path}/train/classes.txt: lists the classes as scratch, dent, but {tmp_path}/test/classes.txt as dent, "
+        "scratch; a label file gives their numbers alone: give all folders one list"
+    )
+    assert found.data["classes"] == ["class0", "class1"]
+
+
+def test_names_of_a_data_yaml_further_down_are_found(tmp_path: Path) -> None:
+    inner = tmp_path / "housing.v1i.yolov11"
+    yolo(inner / "train/images", inner / "train/labels", "0", "1")
+    text(inner / "data.yaml", "names: [dent, pit]\n")
+    assert look(tmp_path)[0].data["classes"] == ["dent", "pit"]
+
+
+@pytest.mark.parametrize(
+    ("train", "test"), [("train_set", "test_set"), ("train_images", "test_images"), ("images-train", "images-test")]
+)
+def test_split_is_told_by_names_with_an_ending(tmp_path: Path, train: str, test: str) -> None:
+    for folder, stems in ((train, ("0", "1")), (test, ("2", "3"))):
+        yolo(tmp_path / folder / "images", tmp_path / folder / "labels", *stems)
+    assert fields(tmp_path) == {"test_images": f"{test}/images", "train_images": f"{train}/images"}
+
+
+def test_second_file_that_lists_images_of_a_folder_is_named(tmp_path: Path) -> None:
+    images(tmp_path / "images", *(f"{number}.png" for number in range(5)))
+    coco(tmp_path / "annotations/instances_a.json", "0.png", "1.png", "2.png")
+    coco(tmp_path / "annotations/instances_b.json", "3.png", "4.png")
+    expected = "more images of images are listed in annotations/instances_b.json; only annotations/instances_a.json is"
+    assert expected in notes(tmp_path)

@@ -33,6 +33,8 @@ def read_cvat(path: Path) -> MarkedSet:
         raise DataError(f"{path}: {fault.reason}; {fault.remedy}") from None
     if root.tag != "annotations":
         raise DataError(f"{path}: its root is <{root.tag}>, not <annotations>; {_REMEDY}")
+    if root.find("track") is not None:
+        raise DataError(f"{path}: holds the tracks of a video, not images; {_REMEDY}")
     of_file: dict[str, Marks] = {}
     used = []
     for image in root.findall("image"):

@@ -11,7 +11,7 @@ import numpy as np
 from defectgen.boxes import joined_outline, mask_outlines, polygon_xyxy
 from defectgen.data.annotations import Parsed, annotation, collect
 from defectgen.errors import DataError
-from defectgen.images import read_rgb
+from defectgen.images import read_numbers
 from defectgen.records import Annotation, Problem
 
 # Folders whose images need no mask.
@@ -39,10 +39,12 @@ def read_mask(path: Path, size_wh: tuple[int, int], class_names: Sequence[str], 
     Their class: that named like `folder`, where the image lies; else the only one; else by value, 1 for the first.
     """
     try:
-        mask = read_rgb(path).max(axis=2)
+        mask = read_numbers(path)
     except DataError as error:
-        reason, _, remedy = str(error).removeprefix(f"{path}: ").rpartition("; ")
-        return [], [Problem("error", str(path), "", reason, remedy)]
+        return [], [Problem.of_error(error)]
+    coloured = mask.ndim == 3
+    if coloured:
+        mask = _colours_numbered(mask)
     if mask.shape != size_wh[::-1]:
         reason = f"has {mask.shape[1]} x {mask.shape[0]} px, but the image {size_wh[0]} x {size_wh[1]}"
         return [], [Problem("error", str(path), "", reason, "export it at the image's size")]
@@ -57,23 +59,42 @@ def read_mask(path: Path, size_wh: tuple[int, int], class_names: Sequence[str], 
         classes = dict.fromkeys(values, 0)
         if len(values) > 1:
             listed = ", ".join([*map(str, values[:3]), *(["..."] if len(values) > 3 else [])])
-            reason = f"has {len(values)} values beside black ({listed}), but there is one class"
+            beside = "colours beside black" if coloured else f"values beside black ({listed})"
+            reason = f"has {len(values)} {beside}, but there is one class"
             remedy = "name a class for each in data.classes, 1 for the first, or save it in black and white"
             doubts.append(Problem("warning", str(path), "", reason, remedy))
+    elif coloured:
+        reason = f"is coloured, and which of the {len(class_names)} classes a colour is, it does not say"
+        remedy = "save it in grey, 1 for the first class, or with a palette"
+        return [], [Problem("error", str(path), "", reason, remedy)]
     else:
         classes = {value: value - 1 for value in values}
         if values and max(values) > len(class_names):
             reason = f"has the value {max(values)}, but there are {len(class_names)} classes"
             return [], [Problem("error", str(path), "", reason, "give each class its number, 1 for the first")]
-    items: list[tuple[str, tuple[int, np.ndarray]]] = []
+    items: list[tuple[str, tuple[int, np.ndarray, tuple[int, int]]]] = []
     for class_id in sorted(set(classes.values())):
         of_class = np.isin(mask, [value for value, other in classes.items() if other == class_id])
-        num, pieces = cv2.connectedComponents(of_class.astype(np.uint8), connectivity=8)
-        items += [(f"piece {count} of {class_names[class_id]}", (class_id, pieces == count)) for count in range(1, num)]
+        num, pieces, stats, _ = cv2.connectedComponentsWithStats(of_class.astype(np.uint8), connectivity=8)
+        for count in range(1, num):
+            x, y, width, height = (int(value) for value in stats[count, :4])
+            piece = pieces[y : y + height, x : x + width] == count
+            items.append((f"piece {count} of {class_names[class_id]}", (class_id, piece, (x, y))))
     annotations, problems = collect(items, lambda item: _annotation_of(*item, size_wh), str(path))
     return annotations, doubts + problems
 
 
-def _annotation_of(class_id: int, piece: np.ndarray, size_wh: tuple[int, int]) -> Annotation:
-    outline = joined_outline(mask_outlines(piece, holes=True))
+def _colours_numbered(mask: np.ndarray) -> np.ndarray:
+    """int (H, W) from (H, W, 3): 0 for black, another number for each other colour."""
+    one, two, three = (mask[..., channel].astype(np.int64) for channel in range(3))
+    packed = (one << 32) + (two << 16) + three
+    found = np.unique(packed)
+    numbers: np.ndarray = np.searchsorted(found, packed)
+    return numbers if found[0] == 0 else numbers + 1
+
+
+def _annotation_of(class_id: int, piece: np.ndarray, at: tuple[int, int], size_wh: tuple[int, int]) -> Annotation:
+    """`piece`: bool (h, w), with its upper left corner `at` (x, y)."""
+    outlines = mask_outlines(piece, holes=True)
+    outline = tuple((x + at[0], y + at[1]) for x, y in joined_outline(outlines))
     return annotation(class_id, polygon_xyxy(outline), outline, size_wh)
