@@ -175,9 +175,11 @@ def fault_of_image(factory: Factory) -> str:
     return f"{factory.images / 'part3.png'}: "
 
 
-def fault_of_empty_class(factory: Factory) -> str:
-    (factory.root / "data.yaml").write_text("names: [scratch, pit, dent]\n")
-    return "data.train_images: class 2 'dent': has no marked defect in the "
+def fault_of_lost_class(factory: Factory) -> str:
+    for number in range(6):
+        (factory.labels / f"part{number}.txt").write_text(f"{int(number > 0)} 0.40625 0.390625 0.1875 0.15625\n")
+    factory.write(data={"max_images": 1})
+    return "data.train_images: class "
 
 
 def fault_of_missing_label(factory: Factory) -> str:
@@ -185,7 +187,7 @@ def fault_of_missing_label(factory: Factory) -> str:
     return f"{factory.labels / 'part1.txt'}: the label file is missing; mark its defects, or add an empty .txt if it is"
 
 
-FAULTS = [fault_of_class, fault_of_box, fault_of_image, fault_of_empty_class, fault_of_missing_label]
+FAULTS = [fault_of_class, fault_of_box, fault_of_image, fault_of_lost_class, fault_of_missing_label]
 
 
 @pytest.mark.parametrize("fault", FAULTS)

@@ -201,7 +201,10 @@ def _check_budgets(cells: dict[tuple[int, int], Recipe], out: Path) -> dict[tupl
         data = data or images_digest((*sources.train_pool, *sources.train_clean))
         groups = len({image.group for image in sources.train})
         budgets[k, seed] = {"defects": defects, "groups": groups, "data": data}
-        name, fewest = min(defects.items(), key=lambda item: item[1])
+        marked = {mark.class_id for image in sources.train_pool for mark in image.annotations}
+        # A class that nothing is marked with was warned of.
+        used = {name: count for name, count in defects.items() if sources.class_names.index(name) in marked}
+        name, fewest = min(used.items(), key=lambda item: item[1])
         if fewest < k:
             raise RunError(f"bench: class {name!r} has {fewest} real defects for training, not K = {k}; lower --k")
         other = drawn.setdefault((k, tuple(image.name for image in sources.train)), seed)

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 from defectgen.data.formats.yolo import DATA_YAML, faults_in_data_yaml
 from defectgen.data.places import find_labels
@@ -238,21 +239,21 @@ def _lacking(
     for class_id, name in enumerate(names):
         if not train or in_train[class_id]:
             continue
+        severity: Literal["error", "warning"] = "error"
         if in_pool[class_id]:
             reason = f"has no marked defect in the budget of images ({len(train)}), but {in_pool[class_id]} outside it"
             remedy = "raise data.max_images"
         elif in_test[class_id] and data.test_images is None:
             reason = f"has no marked defect for training: all {in_test[class_id]} are held out"
             remedy = "mark more, or hold out other groups in data.test_groups"
+        elif in_test[class_id]:
+            reason = f"has no marked defect in the {len(pool)} training images, but {in_test[class_id]} in the "
+            reason, remedy = f"{reason}held-out ones", "mark some, or remove it from the class names"
         else:
-            reason = f"has no marked defect in the {len(pool)} training images"
-            reason += f", but {in_test[class_id]} in the held-out ones" if in_test[class_id] else ""
-            # Its number is that of the name's place in the list; other formats name it.
-            numbered = data.format == "yolo" and class_id < len(names) - 1 and not in_test[class_id]
-            remedy = "mark some, or remove it from the class names" + (
-                ", and lower the higher class numbers in the label files by one" if numbered else ""
-            )
-        problems.append(Problem("error", "data.train_images", f"class {class_id} {name!r}", reason, remedy))
+            # A list of classes may serve many products, and its order gives their numbers.
+            severity, reason = "warning", "has no marked defect"
+            remedy = "none will be made and no detector will know it; mark some if that is not meant"
+        problems.append(Problem(severity, "data.train_images", f"class {class_id} {name!r}", reason, remedy))
     if data.base == "clean" and not train_clean:
         reason, remedy = "no clean image is left for training, got 0", "add some, or set data.base: defective"
         problems.append(Problem("error", "data.train_clean", "", reason, remedy))

@@ -153,13 +153,18 @@ def test_faults_of_files_are_collected_and_raised_together(tmp_path: Path) -> No
     ]
 
 
-def test_class_without_a_defect_is_named_with_the_remedy(tmp_path: Path) -> None:
+def test_class_that_nothing_is_marked_with_is_a_warning_since_its_number_cannot_go(tmp_path: Path) -> None:
     root = _write_product(tmp_path)
-    (root / "data.yaml").write_text("names: [pit, scratch, dent]\n")
-    assert _errors(load_sources(_recipe(root))) == [
-        "data.train_images: class 2 'dent': has no marked defect in the 3 training images; "
-        "mark some, or remove it from the class names"
+    for label in (root / "labels").glob("*.txt"):
+        label.write_text(label.read_text().replace("\n1 ", "\n2 "))
+    (root / "data.yaml").write_text("names: [pit, dent, scratch]\n")
+    sources = load_sources(_recipe(root))
+    assert _errors(sources) == []
+    assert [str(problem) for problem in sources.problems] == [
+        "data.train_images: class 1 'dent': has no marked defect; none will be made and no detector will know it; mark "
+        "some if that is not meant"
     ]
+    assert {mark.class_id for image in sources.train for mark in image.annotations} == {0, 2}
 
 
 def test_class_lost_to_the_budget_is_told_from_one_never_marked(tmp_path: Path) -> None:

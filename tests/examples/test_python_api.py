@@ -12,7 +12,8 @@ from defectgen.dataset.manifest import read_manifest
 from defectgen.dataset.verify import verify_dataset
 from defectgen.recipe import DemoData
 
-OWN_CLASSES = ["Kratzer", "Grübchen", "Ölfleck", "Beule groß"]
+# A list of classes serves many products: this one has no crack.
+OWN_CLASSES = ["Kratzer", "Riss", "Grübchen", "Ölfleck", "Beule groß"]
 # What is drawn after 4 steps is noise: patches are pasted, and nothing is screened.
 TINY = {
     "generator": {"window_px": 32, "channels": [16, 32], "steps": 4, "batch": 4, "check_every": 2},
@@ -45,6 +46,9 @@ def test_a_folder_of_own_data_becomes_a_recipe_a_set_and_judged_detectors(exampl
     write_demo(DemoData(defects_per_class=3, clean_parts=6, test_parts=4, size_px=128), tmp_path / "gehäuse")
     data = tmp_path / "gehäuse/data.yaml"
     data.write_text(yaml.safe_dump(yaml.safe_load(data.read_text()) | {"names": OWN_CLASSES}, allow_unicode=True))
+    for labels in (tmp_path / "gehäuse").rglob("labels/*.txt"):
+        rows = [row.split(maxsplit=1) for row in labels.read_text().splitlines()]
+        labels.write_text("".join(f"{int(number) + (int(number) > 0)} {rest}\n" for number, rest in rows))
     overrides = [f"{field}={json.dumps(value)}" for field, value in TINY.items()]
     done = example.start("python_api.py", "gehäuse", *overrides, cwd=tmp_path)
     assert yaml.safe_load((tmp_path / "gehäuse.yaml").read_text(encoding="utf-8"))["data"]["classes"] == OWN_CLASSES
