@@ -15,7 +15,7 @@ from pathlib import Path
 import fiftyone as fo
 
 # What `defectgen export` calls its splits.
-SPLITS = ("train", "test")
+SPLITS = ("train", "val", "test")
 
 
 def load(folder: Path, name: str | None = None) -> fo.Dataset:
@@ -31,11 +31,9 @@ def load(folder: Path, name: str | None = None) -> fo.Dataset:
         options = {"tags": split, "label_field": "defects"}
         if (folder / split / "labels").is_dir():
             labelled = fo.types.YOLOv5Dataset
-            options |= {
-                "dataset_dir": str(folder),
-                "yaml_path": "data.yaml",
-                "split": "train" if split == "train" else "val",
-            }
+            # Without validation images YOLO's `val` is the test set.
+            is_val = split == "test" and not (folder / "val").is_dir()
+            options |= {"dataset_dir": str(folder), "yaml_path": "data.yaml", "split": "val" if is_val else split}
         elif (folder / split / "_annotations.coco.json").is_file():
             labelled = fo.types.COCODetectionDataset
             options |= {

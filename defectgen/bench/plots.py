@@ -8,8 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from defectgen.yolo.verdict import OWN_ARM, paired_interval
+from defectgen.yolo.verdict import CEILING, OWN_ARM, REAL_ARM, paired_interval
 
+# Over the width.
+_HEIGHT = 0.64
 # Okabe and Ito's colours, told apart by the colour-blind.
 COLOURS = {
     "real": "#000000",
@@ -24,14 +26,14 @@ COLOURS = {
 def write_plots(rows: Sequence[dict[str, Any]], curves: Sequence[dict[str, Any]], out: Path) -> list[Path]:
     """Writes map_over_k.png, gain_per_class.png, precision_recall.png and false_alarms.png; those with something on."""
     written = []
-    for name, draw in drawings(rows, curves).items():
+    for name, (draw, height) in drawings(rows, curves).items():
         # Without pyplot, which keeps global state and may ask for a screen.
         from matplotlib import rc_context
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
 
         with rc_context({"text.parse_math": False, "text.usetex": False}):  # A class may be called anything.
-            figure = Figure(figsize=(7, 4.5), layout="constrained")
+            figure = Figure(figsize=(7, 7 * height), layout="constrained")
             FigureCanvasAgg(figure)
             axes = figure.add_subplot()
             if draw(axes):
@@ -40,29 +42,43 @@ def write_plots(rows: Sequence[dict[str, Any]], curves: Sequence[dict[str, Any]]
     return written
 
 
-def drawings(rows: Sequence[dict[str, Any]], curves: Sequence[dict[str, Any]]) -> dict[str, Callable[[Any], bool]]:
-    """By name, what draws into matplotlib axes, and says whether there was something to draw."""
+def drawings(
+    rows: Sequence[dict[str, Any]], curves: Sequence[dict[str, Any]]
+) -> dict[str, tuple[Callable[[Any], bool], float]]:
+    """By name, what draws into matplotlib axes, and says whether there was something to draw; and the picture's height
+    over its width.
+    """
     k = _largest_k(rows)
+    num_bars = sum(len(row["ap5095"]) for row in rows if (row["k"], row["seed"]) == (k, rows[0]["seed"]))
     # A run that was deleted has none.
     k_of_curves = _largest_k(curves) if curves else k
     of_k = [curve for curve in curves if curve["k"] == k_of_curves]
     return {
-        "map_over_k": lambda axes: _map_over_k(axes, rows),
-        "gain_per_class": lambda axes: _gain_per_class(axes, [row for row in rows if row["k"] == k]),
-        "precision_recall": lambda axes: _curves(
-            axes,
-            of_k,
-            "precision_over_recall",
-            f"recall (K = {k_of_curves}, IoU 0.5, mean of classes and seeds)",
-            "precision",
+        "map_over_k": (lambda axes: _map_over_k(axes, rows), _HEIGHT + 0.1),
+        "gain_per_class": (
+            lambda axes: _gain_per_class(axes, [row for row in rows if row["k"] == k]),
+            0.3 + 0.022 * num_bars,
         ),
-        "false_alarms": lambda axes: _curves(
-            axes,
-            of_k,
-            "recall_over_false_alarms",
-            f"false alarms per clean image (K = {k_of_curves})",
-            "recall",
-            logarithmic=True,
+        "precision_recall": (
+            lambda axes: _curves(
+                axes,
+                of_k,
+                "precision_over_recall",
+                f"recall (K = {k_of_curves}, IoU 0.5, mean of classes and seeds)",
+                "precision",
+            ),
+            _HEIGHT,
+        ),
+        "false_alarms": (
+            lambda axes: _curves(
+                axes,
+                of_k,
+                "recall_over_false_alarms",
+                f"false alarms per clean image (K = {k_of_curves})",
+                "recall",
+                logarithmic=True,
+            ),
+            _HEIGHT,
         ),
     }
 
@@ -86,23 +102,27 @@ def _arms(rows: Sequence[dict[str, Any]]) -> list[str]:
 
 def _map_over_k(axes: Any, rows: Sequence[dict[str, Any]]) -> bool:
     ks = sorted({row["k"] for row in rows})
-    arms = _arms(rows)
-    for position, arm in enumerate(arms):
-        means, lows, highs = [], [], []
+    for arm in _arms(rows):
         of_arm = [row for row in rows if row["arm"] == arm]
-        ks_of_arm = sorted({row["k"] for row in of_arm})
-        for k in ks_of_arm:
+        if arm == CEILING:
+            # Of all real images, however many of them K lets the others have.
+            mean = np.mean([100 * row["map5095"] for row in of_arm])
+            axes.axhline(mean, label=arm, color=COLOURS[arm], linestyle=":")
+            continue
+        places, means, lows, highs = [], [], [], []
+        for k in sorted({row["k"] for row in of_arm}):
             values = [100 * row["map5095"] for row in of_arm if row["k"] == k]
             mean, low, high = paired_interval(values) if len(values) > 1 else (float(np.mean(values)),) * 3
             means.append(mean)
             lows.append(mean - low)
             highs.append(high - mean)
-        # Beside one another, or their bars would hide each other.
-        shifted = np.array(ks_of_arm) * (1 + 0.02 * (position - (len(arms) - 1) / 2))
-        axes.errorbar(shifted, means, yerr=(lows, highs), label=arm, color=COLOURS[arm], marker="o", capsize=3)
+            # Beside one another, or their bars would hide each other.
+            there = [other for other in _arms([row for row in rows if row["k"] == k]) if other != CEILING]
+            places.append(k + 0.012 * (1.2 * ks[-1] - 0.7 * ks[0]) * (there.index(arm) - (len(there) - 1) / 2))
+        axes.errorbar(places, means, yerr=(lows, highs), label=arm, color=COLOURS[arm], marker="o", capsize=3)
     axes.set(xlabel="real defects per class (K)", ylabel="mAP50-95, %", xticks=ks)
     axes.set(xlim=(0.7 * ks[0], 1.2 * ks[-1]), ylim=(0, 1.05 * axes.get_ylim()[1]))
-    axes.legend(loc="upper left")
+    _legend_below(axes)
     return True
 
 
@@ -118,11 +138,20 @@ def _gain_per_class(axes: Any, rows: Sequence[dict[str, Any]]) -> bool:
         others = {row["seed"]: row["ap5095"] for row in paired if row["arm"] == arm}
         gains = [100 * np.mean([own[seed][name] - others[seed][name] for seed in others]) for name in names]
         places = np.arange(len(names)) + (position - (len(arms) - 1) / 2) * width
-        axes.bar(places, gains, width, label=f"over {arm}", color=COLOURS[arm])
-    axes.axhline(0, color="black", linewidth=0.8)
-    axes.set(ylabel=f"gain of {OWN_ARM}, AP50-95, points", xticks=range(len(names)), xticklabels=names)
-    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.1), ncols=len(arms))
+        axes.barh(places, gains, width, label=f"over {arm}", color=COLOURS[arm])
+    axes.axvline(0, color=COLOURS[REAL_ARM], linewidth=0.8)
+    axes.set(xlabel=f"gain of {OWN_ARM}, AP50-95, points", yticks=range(len(names)), yticklabels=names)
+    axes.invert_yaxis()
+    _legend_below(axes)
     return True
+
+
+def _legend_below(axes: Any) -> None:
+    """Half an inch below the axes, however high these are: within them it would hide what is drawn."""
+    from matplotlib.transforms import ScaledTranslation
+
+    below = axes.transAxes + ScaledTranslation(0, -0.5, axes.figure.dpi_scale_trans)
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, 0), bbox_transform=below, ncols=2)
 
 
 def _curves(

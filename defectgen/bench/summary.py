@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from defectgen.yolo.verdict import OWN_ARM, judge, paired_interval
+from defectgen.yolo.verdict import CEILING, OWN_ARM, REAL_ARM, judge, paired_interval
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -22,12 +22,13 @@ def summarise(rows: Sequence[dict[str, Any]], *, num_test_images: int, alone: bo
 
     arms: {arm: {figure: {"mean", "low", "high"}, "num_seeds"}}; low and high are None with one seed, a figure is None
     where the test set cannot tell. difference: {arm: {"mean", "low", "high"}}, `real+defectgen` minus the arm in points
-    of mAP50-95, paired by seed. worth: of the gain over `real`, {"mean", "low", "high"}: see `worth`.
+    of mAP50-95, paired by seed. worth: of the gain over `real`, {"mean", "low", "high"}: see `worth`; of the same draws
+    of the real images alone.
     `alone`: see `Verdict`.
     """
     by_k = {}
     ks = sorted({row["k"] for row in rows})
-    real = {k: _mean_of(rows, k, "real") for k in ks if _mean_of(rows, k, "real") is not None}
+    real = {k: {row["seed"]: row["map5095"] for row in rows if (row["k"], row["arm"]) == (k, REAL_ARM)} for k in ks}
     for k in ks:
         of_k = [row for row in rows if row["k"] == k]
         arms = list(dict.fromkeys(row["arm"] for row in of_k))
@@ -39,7 +40,7 @@ def summarise(rows: Sequence[dict[str, Any]], *, num_test_images: int, alone: bo
             "arms": {arm: _arm([row for row in of_k if row["arm"] == arm]) for arm in arms},
             "difference": difference,
             "verdict": None if verdict is None else verdict.to_json(num_test_images, _OVER),
-            "worth": _worth(real, k, difference.get("real")),
+            "worth": _worth(_curve(real, set(own or ()) & set(real[k])), k, difference.get(REAL_ARM)),
         }
     first = rows[0]
     return {"recipe": first["recipe"], "profile": first["profile"], "test_images": num_test_images, "k": by_k}
@@ -73,9 +74,11 @@ def _worth(real: dict[int, float], k: int, gain: dict[str, Any] | None) -> dict[
     }
 
 
-def _mean_of(rows: Sequence[dict[str, Any]], k: int, arm: str) -> Any:
-    values = [row["map5095"] for row in rows if row["k"] == k and row["arm"] == arm]
-    return float(np.mean(values)) if values else None
+def _curve(real: dict[int, dict[int, float]], seeds: set[int]) -> dict[int, float]:
+    """Means over the `seeds` by K, where there are all of them: other draws would shift the curve."""
+    return {
+        k: float(np.mean([of_k[seed] for seed in seeds])) for k, of_k in real.items() if seeds and seeds <= of_k.keys()
+    }
 
 
 def _arm(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -99,17 +102,22 @@ def _interval(values: Sequence[float]) -> dict[str, float | None]:
 
 
 def sentences(summary: dict[str, Any]) -> list[str]:
-    """What the bench says, one line per K."""
+    """What the bench says, one line per K; none for points of the curve of real images alone."""
     lines = []
+    some_own = any(OWN_ARM in of_k["arms"] for of_k in summary["k"].values())
     for k, of_k in summary["k"].items():
+        if some_own and set(of_k["arms"]) <= {REAL_ARM, CEILING}:
+            continue
         if of_k["verdict"] is None:
             lines.append(f"K = {k}: no verdict; it takes {OWN_ARM}, another arm and two seeds.")
             continue
         line = f"K = {k}: {of_k['verdict']['sentence']}"
-        if of_k["worth"] and of_k["verdict"]["finding"] == "helps":
+        over_real = of_k["difference"].get(REAL_ARM)
+        if of_k["worth"] and over_real["low"] is not None and over_real["low"] > 0:
             mean, low, high = (of_k["worth"][end] for end in ("mean", "low", "high"))
-            line += f" Worth {'' if mean['at_least'] else 'about '}{_defects(mean)} more real defects per class"
-            line += "." if low is None else f" (95 % interval of the gain: {_defects(low)} to {_defects(high)})."
+            worth_it = "Worth" if of_k["verdict"]["finding"] == "helps" else "The gain over real images alone is worth"
+            line += f" {worth_it} {'' if mean['at_least'] else 'about '}{_defects(mean)} more real defects per class"
+            line += f" (95 % interval of the gain: {_defects(low)} to {_defects(high)})."
         lines.append(line)
     return lines
 

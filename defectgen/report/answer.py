@@ -32,7 +32,8 @@ class Answer:
         finding: a verdict's, or `not proven` (one training per arm), or `not measured`.
         sentences: why, and what to do next.
         where: what of several budgets the finding is of.
-        rival: the arm that the finding is against, where it says nothing of the gain over the real images.
+        rival: the arm that the finding is against, where it says nothing of the gain over the real images, or where
+            these are beaten for certain.
     """
 
     finding: str
@@ -46,7 +47,11 @@ class Answer:
         words = _HEADLINES[self.finding]
         if self.rival is not None:
             rival = self.rival.removeprefix("real+")
-            words = f"Better than {rival}" if self.finding == "helps" else f"Do not use it: {rival} does better"
+            words = {
+                "helps": f"Better than {rival}",
+                "no difference shown": f"Better than the real images alone, no gain shown over {rival}",
+                "hurts": f"Do not use it: {rival} does better",
+            }[self.finding]
         return words + (f" ({self.where})" if self.where else "")
 
 
@@ -73,7 +78,7 @@ def answer_of(results: dict[str, Any] | None, figures: dict[str, Any] | None, da
             "them, and judged on real parts: `defectgen train-yolo` with the same recipe does that."
         )
     elif results["verdict"] is not None:
-        finding, rival = results["verdict"]["finding"], results["verdict"].get("over_rival_alone")
+        finding, rival = results["verdict"]["finding"], rival_of(results["verdict"])
         said.append(results["verdict"]["sentence"])
         said += unrivalled(results["verdict"], results["arms"])
     else:
@@ -99,6 +104,15 @@ def answer_of(results: dict[str, Any] | None, figures: dict[str, Any] | None, da
     if dataset is not None:
         said.append("Look at the gallery before you train on anything: reject what no part of yours would show.")
     return Answer(finding, tuple(said), rival=rival)
+
+
+def rival_of(verdict: dict[str, Any]) -> str | None:
+    """See `Answer.rival`."""
+    over_real = verdict.get("over_real")
+    if verdict["finding"] == "no difference shown" and over_real is not None and over_real["low"] > 0:
+        against: str = verdict["decided_by"]["against"]
+        return against
+    return verdict.get("over_rival_alone")
 
 
 def is_stale(results: dict[str, Any], dataset: Path) -> bool:

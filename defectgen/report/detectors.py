@@ -129,7 +129,8 @@ def bench_charts(rows: Sequence[dict[str, Any]], folder: Path) -> dict[str, Mark
         "false_alarms": "Recall over false alarms",
     }
     found = {
-        name: charts.svg(draw, titles[name]) for name, draw in drawings(rows, curves_on_disk(rows, folder)).items()
+        name: charts.svg(draw, titles[name], size=(4.4, 4.4 * height))
+        for name, (draw, height) in drawings(rows, curves_on_disk(rows, folder)).items()
     }
     if all(len(row["ap5095"]) == 1 for row in rows):
         found["gain_per_class"] = None  # The arms themselves say it.

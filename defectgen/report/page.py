@@ -13,6 +13,7 @@ import yaml
 from markupsafe import Markup, escape
 
 from defectgen import __version__
+from defectgen.bench.cells import PROFILES
 from defectgen.bench.summary import diagnostics_lines, sentences
 from defectgen.dataset.card import portable_recipe
 from defectgen.dataset.manifest import MANIFEST_NAME, read_manifest
@@ -21,7 +22,7 @@ from defectgen.images import write_bytes_atomic
 from defectgen.progress import Progress
 from defectgen.recipe import Recipe, TrainYolo
 from defectgen.report import charts
-from defectgen.report.answer import Answer, answer_of, is_stale, unrivalled
+from defectgen.report.answer import Answer, answer_of, is_stale, rival_of, unrivalled
 from defectgen.report.detectors import bench_charts, bench_rows, detector_parts
 from defectgen.report.synthetic import set_parts
 from defectgen.run import read_sources
@@ -169,6 +170,14 @@ def _bench_repeated(summary: dict[str, Any], rows: Sequence[dict[str, Any]], rec
     for k in sorted({row["k"] for row in rows}):
         arms = tuple(dict.fromkeys(row["arm"] for row in rows if row["k"] == k))
         measured.setdefault(arms, []).append(k)
+    if recipe is not None:
+        # What was not left to the profile.
+        pinned = PROFILES[summary["profile"]].train_yolo
+        trusting += "".join(
+            f" --set train_yolo.{name}={used}"
+            for name, value in pinned.items()
+            if (used := getattr(recipe.train_yolo, name)) != value
+        )
     commands = []
     for arms, ks in measured.items():
         seeds = {row["seed"] for row in rows if row["k"] in ks}
@@ -198,7 +207,7 @@ def _bench_answer(summary: dict[str, Any], rows: Sequence[dict[str, Any]], folde
     verdict = by_k[k]
     said += unrivalled(verdict, dict.fromkeys(row["arm"] for row in rows if row["k"] == k))
     where = f"with {k} real defects per class" if len(by_k) > 1 else ""
-    return Answer(verdict["finding"], tuple(said), where, verdict.get("over_rival_alone"))
+    return Answer(verdict["finding"], tuple(said), where, rival_of(verdict))
 
 
 def _of_recipe(recipe: Recipe, out: Path, results: dict[str, Any] | None) -> dict[str, Any]:

@@ -84,9 +84,15 @@ def _beside(
     """
     rows = {row["index"]: row for row in manifest.rows}
     of_real = {image.name: image.path for image in sources.train}
-    ratios = {(one.index, one.number): one.ratio for one in nearest}
+    # The distance is to the nearest real one, which need not be the one that was followed.
+    ratios = {(one.index, one.number, one.model): one.ratio for one in nearest}
     followed = [
-        Nearest(row["index"], number, placed["placement"]["model"], ratios.get((row["index"], number)))
+        Nearest(
+            row["index"],
+            number,
+            placed["placement"]["model"],
+            ratios.get((row["index"], number, placed["placement"]["model"])),
+        )
         for row in manifest.rows
         for number, placed in enumerate(row["placed"])
     ]

@@ -65,12 +65,32 @@ def test_sentences_say_what_the_seeds_differ_in_and_what_it_takes() -> None:
     assert many.endswith("over 2 draws of the real images).")
 
 
-def test_worth_is_said_of_what_helps_alone() -> None:
+def test_worth_is_said_of_what_is_better_than_real_images_for_certain() -> None:
     real = rows(5, real=(0.1, 0.1)) + rows(10, real=(0.2, 0.2))
-    helps = sentences(summarise(real + rows(5, own=(0.15, 0.15)), num_test_images=9))[0]
-    unsure = sentences(summarise(real + rows(5, own=(0.11, 0.25)), num_test_images=9))[0]
-    hurts = sentences(summarise(real + rows(5, own=(0.15, 0.15), pasted=(0.3, 0.3)), num_test_images=9))[0]
-    assert ["Worth" in sentence for sentence in (helps, unsure, hurts)] == [True, False, False]
+    (helps,) = sentences(summarise(real + rows(5, own=(0.15, 0.15)), num_test_images=9))
+    (unsure,) = sentences(summarise(real + rows(5, own=(0.11, 0.25)), num_test_images=9))
+    (worse,) = sentences(summarise(real + rows(5, own=(0.15, 0.15), pasted=(0.3, 0.3)), num_test_images=9))
+    assert " Worth about 2 more real defects" in helps and "worth" not in unsure.lower()
+    assert " The gain over real images alone is worth about 2 more real defects per class" in worse
+
+
+def test_worth_is_read_off_the_curve_of_the_same_draws() -> None:
+    both = rows(5, real=(0.1, 0.3), own=(0.15, 0.35)) + rows(10, real=(0.2, 0.4))
+    assert summarise(both, num_test_images=9)["k"]["5"]["worth"]["mean"]["defects"] == pytest.approx(2.5)
+    # One draw of the second: its curve is another one.
+    lacking = [one for one in both if (one["k"], one["seed"]) != (10, 0)]
+    assert summarise(lacking, num_test_images=9)["k"]["5"]["worth"] is None
+    further = lacking + rows(20, real=(0.3, 0.5))
+    assert summarise(further, num_test_images=9)["k"]["5"]["worth"]["mean"]["defects"] == pytest.approx(15 * 5 / 20)
+
+
+def test_points_of_the_curve_of_real_images_are_not_said_to_lack_a_verdict() -> None:
+    both = rows(5, real=(0.2, 0.2), own=(0.3, 0.3)) + rows(10, real=(0.2, 0.2), full=(0.5, 0.5))
+    assert [line[:6] for line in sentences(summarise(both, num_test_images=9))] == ["K = 5:"]
+    alone = rows(5, real=(0.2, 0.2))
+    assert sentences(summarise(alone, num_test_images=9)) == [
+        "K = 5: no verdict; it takes real+defectgen, another arm and two seeds."
+    ]
 
 
 def test_one_seed_has_no_interval_and_an_unanswered_figure_is_none() -> None:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 from PIL import Image
@@ -293,6 +294,17 @@ def test_unusable_cvat_file_is_refused(images: Path, tmp_path: Path, text: str, 
     with pytest.raises(DataError) as caught:
         read(images, path, "cvat")
     assert f"{path}: " in str(caught.value) and message in str(caught.value)
+
+
+def test_parts_of_a_coco_outline_are_wound_alike(images: Path, tmp_path: Path) -> None:
+    left, right = [2, 2, 8, 2, 8, 8, 2, 8], [12, 2, 12, 8, 18, 8, 18, 2]
+    mark = {"id": 1, "image_id": 0, "category_id": 1, "bbox": [2, 2, 16, 6], "segmentation": [left, right]}
+    listed = [{"id": number, "file_name": name} for number, name in enumerate(("a.png", "b.png"))]
+    content = {"images": listed, "categories": [{"id": 1, "name": "pit"}], "annotations": [mark]}
+    (tmp_path / "instances.json").write_text(json.dumps(content))
+    ((_, _, outline),) = read(images, tmp_path / "instances.json", "coco", ["pit"])[0]["a.png"]
+    # Signed areas, which `area` of an export is the sum of.
+    assert cv2.contourArea(np.array(outline, np.float32)) == 72
 
 
 def test_video_of_cvat_is_told_by_its_tracks(images: Path, tmp_path: Path) -> None:

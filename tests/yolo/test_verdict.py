@@ -73,6 +73,9 @@ def test_the_more_rivals_the_surer_a_harm_has_to_be() -> None:
     poor = {name: {0: 0.10, 1: 0.11, 2: 0.12} for name in ("real+aug", "real+copy-paste", "real+procedural")}
     among = judge({"real": better, "real+defectgen": own, **poor})
     assert among is not None and among.finding == "no difference shown"
+    # The interval beside that finding is the one that it follows from.
+    assert among.decided_by.against == "real" and among.decided_by.low < 0 < among.decided_by.high
+    assert "(98.8 % interval -" in among.sentence(70)
 
 
 def test_worse_than_copies_but_better_than_real_alone_is_not_said_to_hurt() -> None:

@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 
 from defectgen.boxes import joined_outline, mask_outlines, polygon_xyxy
@@ -161,7 +162,9 @@ def _outline(segmentation: Any, size_wh: tuple[int, int]) -> Polygon | None:
         raise Fault("a part of the segmentation has fewer than 3 points", "draw it again or remove it")
     if not all(np.isfinite(part).all() for part in parts):
         raise Fault("segmentation has a number that is not finite", "draw it again")
-    return joined_outline([tuple((float(x), float(y)) for x, y in part) for part in parts])
+    # All one way round, or the areas of two parts would cancel.
+    wound = [part[::-1] if cv2.contourArea(part.astype(np.float32), oriented=True) < 0 else part for part in parts]
+    return joined_outline([tuple((float(x), float(y)) for x, y in part) for part in wound])
 
 
 def _mask(run_lengths: dict[str, Any], size_wh: tuple[int, int]) -> np.ndarray:
