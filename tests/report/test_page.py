@@ -15,7 +15,7 @@ import yaml
 from defectgen.bench.summary import summarise
 from defectgen.dataset.manifest import Manifest, read_manifest
 from defectgen.errors import RunError
-from defectgen.report.answer import Answer, unrivalled
+from defectgen.report.answer import Answer, rival_of, unrivalled
 from defectgen.report.gallery import LARGE_BUDGET, SMALL_BUDGET, gallery
 from defectgen.report.page import write_report
 from defectgen.run import read_sources
@@ -288,6 +288,13 @@ def test_page_of_a_bench_leads_with_its_verdict_and_shows_one_of_its_sets(run_fo
     # mAP50-95 over K, the gain per class, precision over recall, recall over false alarms; and those of the set.
     assert len(re.findall("<svg", text)) >= 8 and "mathdefault" not in text
     assert len(data_of(tmp_path / "report.html")["items"]) == 8
+    # Settings of the detector that the profile would change.
+    assert " --set train_yolo.imgsz=" not in text
+    (folder / "bench.json").write_text(json.dumps(summary | {"profile": "full"}), encoding="utf-8")
+    used = json.loads((run_folder / "yolo/results.json").read_text("utf-8"))["profile"]
+    of_full = write_report(tmp_path, progress=quiet).read_text("utf-8")
+    assert f" --set train_yolo.imgsz={used['imgsz']} --set train_yolo.iterations={used['iterations']}</pre>" in of_full
+    (folder / "bench.json").write_text(json.dumps(summary), encoding="utf-8")
     # A review is of the set that is shown, not of the bench's recipe.
     cell = folder / "k3/seed0"
     assert f"<code>defectgen synth {cell / 'recipe.yaml'} --out {cell} --review review.json</code>" in text
@@ -329,6 +336,10 @@ def test_answer_names_the_rival_that_does_better() -> None:
     assert Answer("hurts", (), rival="real+copy-paste").headline == "Do not use it: copy-paste does better"
     assert Answer("hurts", ()).headline == "Do not use it: it hurts"
     assert Answer("helps", (), rival="real+aug").headline == "Better than aug"
+    unsure = {"finding": "no difference shown", "decided_by": {"against": "real+aug"}, "over_real": {"low": 0.1}}
+    said = Answer(unsure["finding"], (), rival=rival_of(unsure)).headline
+    assert said == "Better than the real images alone, no gain shown over aug"
+    assert rival_of(unsure | {"over_real": {"low": -0.1}}) is None and rival_of(unsure | {"over_real": None}) is None
     verdict = {"finding": "helps", "left_out": ["real"]}
     (said,) = unrivalled(verdict, ["real", "real+copy-paste", "real+defectgen"])
     assert "add the arm real." in said
