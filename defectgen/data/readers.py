@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 
 from defectgen.data.annotations import MarkedSet, Parsed, Parser
@@ -239,11 +241,26 @@ def _read_files(folder: _Folder, labels: Path | None, format: str, class_names: 
 def _read_marked_set(folder: _Folder, labels: Path | None, format: str, class_names: Sequence[str]) -> Found:
     marked = SET_FORMATS[format](find_marked_set(folder.images, labels, format))
 
+    @cache
+    def beside() -> list[MarkedSet]:
+        """Files that may list what the marked one does not, as those of another split."""
+        found = []
+        for path in marked_sets_about(folder.images, marked.path.parent, format):
+            with suppress(DataError):
+                found += [] if path == marked.path else [SET_FORMATS[format](path)]
+        return found
+
     def marks_of(image: LabelledImage) -> Parsed:
         entry = marked.entry_of(image.name, folder.images)
         if entry is None:
-            remedy = "mark its defects there, or list it without any if it is clean"
-            return [], [Problem("error", str(marked.path), "", f"does not list {image.name!r}", remedy)]
+            reason, remedy = (
+                f"does not list {image.name!r}",
+                "mark its defects there, or list it without any if it is clean",
+            )
+            other = next((one for one in beside() if one.entry_of(image.name, folder.images)), None)
+            if other is not None:
+                reason, remedy = f"{reason}, but {other.path.name} does", "one file is read: join them"
+            return [], [Problem("error", str(marked.path), "", reason, remedy)]
         return marked.read(entry, image.size_wh, class_names)
 
     found, problems = _read_marked(folder, marks_of)

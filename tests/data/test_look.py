@@ -471,3 +471,7 @@ def test_second_file_that_lists_images_of_a_folder_is_named(tmp_path: Path) -> N
     coco(tmp_path / "annotations/instances_b.json", "3.png", "4.png")
     expected = "more images of images are listed in annotations/instances_b.json; only annotations/instances_a.json is"
     assert expected in notes(tmp_path)
+    (first, _) = (str(problem) for problem in checked(tmp_path).problems if problem.severity == "error")
+    assert first.endswith(
+        "annotations/instances_a.json: does not list '3.png', but instances_b.json does; one file is read: join them"
+    )
