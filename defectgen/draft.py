@@ -43,7 +43,8 @@ def read_layout(
     sources = load_sources(recipe, progress=progress)
     more: dict[str, Any] = {} if sources.train_clean else {"base": "defective"}
     pictures = Counter(re.sub(_COPY_OF, r"\1", name) for name in _file_names(sources) if ".rf." in name)
-    if max(pictures.values(), default=0) > 1:
+    # Copies are made of a split: one name on both sides is of two pictures.
+    if "test_images" not in layout.data and max(pictures.values(), default=0) > 1:
         more["group_pattern"] = _COPY_OF
     if more:
         recipe = Recipe.model_validate({"name": name, "data": data | more})

@@ -92,6 +92,8 @@ def read_numbers(path: Path) -> np.ndarray:
     numbers = _indices(data)
     if numbers is None:
         numbers = _decoded(data, path)
+        if numbers.dtype not in (np.uint8, np.uint16):
+            raise DataError(_of_other_depth(numbers, path))
         if (numbers == numbers[..., :1]).all():
             numbers = numbers[..., 0]
     return np.ascontiguousarray(_upright(numbers, orientation))
@@ -273,9 +275,13 @@ def _to_8_bit(pixels: np.ndarray, path: Path) -> tuple[np.ndarray, int]:
     if pixels.dtype == np.uint8:
         return pixels, 8
     if pixels.dtype != np.uint16:
-        raise DataError(f"{path}: has {pixels.dtype} pixels; export it with 8 or 16 bits per channel")
+        raise DataError(_of_other_depth(pixels, path))
     bits = 12 if int(pixels.max()) < 2**12 else 16
     return np.rint(pixels * (255 / (2**bits - 1))).astype(np.uint8), bits
+
+
+def _of_other_depth(pixels: np.ndarray, path: Path) -> str:
+    return f"{path}: has {pixels.dtype} pixels; export it with 8 or 16 bits per channel"
 
 
 def _upright(pixels: np.ndarray, orientation: int) -> np.ndarray:

@@ -239,3 +239,15 @@ def test_copies_that_roboflow_made_of_a_picture_are_a_group(tmp_path: Path) -> N
     assert sources == drafted
     of_train, of_test = ({one.name.partition(".rf.")[0] for one in images} for images in (sources.train, sources.test))
     assert len(of_train | of_test) == 8 and of_test and not of_train & of_test
+
+
+def test_pictures_of_one_name_on_both_sides_of_roboflows_split_are_two(tmp_path: Path) -> None:
+    for split, letter in (("train", "a"), ("test", "d")):
+        for picture in range(3):
+            stem = f"{picture}_jpg.rf.{letter * 32}"
+            image(tmp_path / split / "images" / f"{stem}.png", 40 + len(list(tmp_path.rglob("*.png"))))
+            text(tmp_path / split / "labels" / f"{stem}.txt", "0 0.5 0.5 0.3 0.3\n")
+    text(tmp_path / "data.yaml", "names: [dent]\n")
+    content, sources = draft(tmp_path, look(tmp_path)[0])
+    assert "\n  group_pattern" not in content
+    assert [str(problem) for problem in sources.problems if problem.severity == "error"] == []

@@ -49,7 +49,8 @@ def drawings(
     over its width.
     """
     k = _largest_k(rows)
-    num_bars = sum(len(row["ap5095"]) for row in rows if (row["k"], row["seed"]) == (k, rows[0]["seed"]))
+    compared = _arms([row for row in rows if row["k"] == k and row["arm"] not in (OWN_ARM, CEILING)])
+    num_classes = sum(value is not None for value in next(row for row in rows if row["k"] == k)["ap5095"].values())
     # A run that was deleted has none.
     k_of_curves = _largest_k(curves) if curves else k
     of_k = [curve for curve in curves if curve["k"] == k_of_curves]
@@ -57,7 +58,7 @@ def drawings(
         "map_over_k": (lambda axes: _map_over_k(axes, rows), _HEIGHT + 0.1),
         "gain_per_class": (
             lambda axes: _gain_per_class(axes, [row for row in rows if row["k"] == k]),
-            0.3 + 0.022 * num_bars,
+            0.3 + 0.03 * num_classes * len(compared),
         ),
         "precision_recall": (
             lambda axes: _curves(

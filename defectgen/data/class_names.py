@@ -67,7 +67,9 @@ def _listed(root: Path, marked: Sequence[Marked]) -> list[str]:
     places = [place for one in marked for place in (one.labels, one.folder.path)]
     of_labels = {path: _names_of(path) for path in found if any(place.is_relative_to(path.parent) for place in places)}
     if not of_labels:
-        return _names_of(found[0])
+        # A data.yaml beside other things is of these.
+        plain = [path for path in found if path.name != DATA_YAML]
+        return _names_of(plain[0]) if plain else []
     longest = max(of_labels, key=lambda path: len(of_labels[path]))
     for path, names in of_labels.items():
         if names != of_labels[longest][: len(names)]:

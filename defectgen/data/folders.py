@@ -117,7 +117,7 @@ def _split_of(path: Path, root: Path, named: dict[Path, str]) -> str | None:
 
 def _split_in_parts(parts: Iterable[str]) -> str | None:
     # COCO's are train2017 and val2017, CVAT's obj_train_data; others train_images, test-set, images_val.
-    plain = [_BESIDE_SPLIT.sub("", part.lower()) for part in parts]
+    plain = [_BESIDE_SPLIT.sub("", part.lower()).rstrip("0123456789_-") for part in parts]
     return next((_SPLITS[part] for part in reversed(plain) if part in _SPLITS), None)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -11,7 +11,7 @@ from functools import cache
 from pathlib import Path
 
 from defectgen.data.annotations import MarkedSet, Parsed, Parser
-from defectgen.data.folders import linked_folders
+from defectgen.data.folders import linked_folders, split_in_name
 from defectgen.data.formats.coco import read_coco
 from defectgen.data.formats.cvat import read_cvat
 from defectgen.data.formats.labelme import parse_labelme
@@ -243,11 +243,12 @@ def _read_marked_set(folder: _Folder, labels: Path | None, format: str, class_na
 
     @cache
     def beside() -> list[MarkedSet]:
-        """Files that may list what the marked one does not, as those of another split."""
+        """Files that may list what the marked one does not; those of another split list other images, called alike."""
         found = []
         for path in marked_sets_about(folder.images, marked.path.parent, format):
-            with suppress(DataError):
-                found += [] if path == marked.path else [SET_FORMATS[format](path)]
+            if path != marked.path and split_in_name(path.name) in (None, split_in_name(marked.path.name)):
+                with suppress(DataError):
+                    found.append(SET_FORMATS[format](path))
         return found
 
     def marks_of(image: LabelledImage) -> Parsed:
@@ -264,15 +265,18 @@ def _read_marked_set(folder: _Folder, labels: Path | None, format: str, class_na
         return marked.read(entry, image.size_wh, class_names)
 
     found, problems = _read_marked(folder, marks_of)
-    # Damaged images are there, too.
-    names = [_name(path, folder) for path in list_images(folder.images)]
-    seen = Counter(entry for name in names if (entry := marked.entry_of(name, folder.images)))
-    for entry, count in seen.items():
+
+    def entries(paths: Iterable[Path]) -> Counter[str]:
+        found = (marked.entry_of(_name(path, folder), folder.images) for path in paths)
+        return Counter(entry for entry in found if entry is not None)
+
+    for entry, count in entries(folder.paths()).items():
         if count > 1:
             reason = f"is the entry of {count} images of that name"
             remedy = "list each by its path, or name the folder of those that it lists"
             problems.append(Problem("error", str(marked.path), repr(entry), reason, remedy))
-    for name in sorted(marked.of_file.keys() - seen.keys()):
+    # Damaged images are there, too, and those that are not read.
+    for name in sorted(marked.of_file.keys() - entries(list_images(folder.images)).keys()):
         remedy = f"add it under {folder.images}, or remove the entry"
         reason = "is listed, but there is no such image"
         problems.append(Unused("warning", str(marked.path), repr(name), reason, remedy, name))

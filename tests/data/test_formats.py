@@ -371,6 +371,10 @@ def test_numbers_in_a_mask_are_read_unscaled_and_as_indices_of_its_palette(image
     assert [box for _, box in marks] == [box for _, box in expected]
     (problem,) = problems
     assert problem.startswith(f"warning {path}: has 2 colours beside black, but there is one class")
+    path.unlink()
+    shares = tmp_path / "masks/a.tif"
+    assert cv2.imwrite(str(shares), 0.7 * np.repeat(mask[..., None], 3, axis=2).astype(np.float32))
+    assert found(["pit"])[1] == [f"error {shares}: has float32 pixels; export it with 8 or 16 bits per channel"]
 
 
 @pytest.mark.parametrize(

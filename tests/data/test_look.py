@@ -10,10 +10,12 @@ import numpy as np
 import pytest
 
 from defectgen.data.aside import with_aside
+from defectgen.data.load import load_sources
 from defectgen.data.look import look
 from defectgen.draft import draft, read_layout
 from defectgen.errors import DataError
 from defectgen.images import encode_image
+from defectgen.recipe import Recipe
 from defectgen.records import Sources
 
 ROW, ROWS = "0 0.5 0.5 0.3 0.3\n", "0 0.5 0.5 0.3 0.3\n1 0.2 0.2 0.2 0.2\n"
@@ -454,10 +456,21 @@ def test_names_of_a_data_yaml_further_down_are_found(tmp_path: Path) -> None:
     yolo(inner / "train/images", inner / "train/labels", "0", "1")
     text(inner / "data.yaml", "names: [dent, pit]\n")
     assert look(tmp_path)[0].data["classes"] == ["dent", "pit"]
+    # One beside other things says nothing of these labels, sound or not.
+    (inner / "data.yaml").unlink()
+    text(tmp_path / "old/run/data.yaml", "path: somewhere\n")
+    found = look(tmp_path)[0]
+    assert found.data["classes"] == ["class0", "class1"] and found.problems == ()
 
 
 @pytest.mark.parametrize(
-    ("train", "test"), [("train_set", "test_set"), ("train_images", "test_images"), ("images-train", "images-test")]
+    ("train", "test"),
+    [
+        ("train_set", "test_set"),
+        ("train_images", "test_images"),
+        ("images-train", "images-test"),
+        ("obj_train2017_data", "obj_test2017_data"),
+    ],
 )
 def test_split_is_told_by_names_with_an_ending(tmp_path: Path, train: str, test: str) -> None:
     for folder, stems in ((train, ("0", "1")), (test, ("2", "3"))):
@@ -475,3 +488,20 @@ def test_second_file_that_lists_images_of_a_folder_is_named(tmp_path: Path) -> N
     assert first.endswith(
         "annotations/instances_a.json: does not list '3.png', but instances_b.json does; one file is read: join them"
     )
+    # A split counts its images from 0, too: these are others.
+    for name in ("a", "b"):
+        (tmp_path / f"annotations/instances_{name}.json").rename(
+            tmp_path / f"annotations/instances_{'train' if name == 'a' else 'val'}.json"
+        )
+    errors = [str(problem) for problem in checked(tmp_path).problems if problem.severity == "error"]
+    assert len(errors) == 2 and all("mark its defects there" in error for error in errors)
+
+
+def test_images_that_are_not_read_share_no_entry(tmp_path: Path) -> None:
+    images(tmp_path / "images/defective", "0.png", "1.png")
+    images(tmp_path / "images/clean", "0.png", "1.png")
+    coco(tmp_path / "instances.json", "0.png", "1.png")
+    data = {"root": str(tmp_path), "format": "coco", "train_labels": "instances.json", "train_images": "images"}
+    for more in ({"train_clean": "images/clean"}, {"leave_out": ["images/clean"], "base": "defective"}):
+        sources = load_sources(Recipe.model_validate({"name": "x", "data": data | {"test_fraction": 0} | more}))
+        assert [str(problem) for problem in sources.problems] == [] and len(sources.train) == 2
