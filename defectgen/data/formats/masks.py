@@ -86,8 +86,11 @@ def read_mask(path: Path, size_wh: tuple[int, int], class_names: Sequence[str], 
 
 def _colours_numbered(mask: np.ndarray) -> np.ndarray:
     """int (H, W) from (H, W, 3): 0 for black, another number for each other colour."""
-    one, two, three = (mask[..., channel].astype(np.int64) for channel in range(3))
-    packed = (one << 32) + (two << 16) + three
+    bits = 8 * mask.itemsize
+    packed = np.zeros(mask.shape[:2], np.int32 if bits == 8 else np.int64)
+    for channel in range(3):
+        packed <<= bits
+        packed |= mask[..., channel]
     found = np.unique(packed)
     numbers: np.ndarray = np.searchsorted(found, packed)
     return numbers if found[0] == 0 else numbers + 1
