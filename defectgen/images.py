@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import io
 import os
+import shutil
 from pathlib import Path
 from typing import Literal
 
@@ -181,6 +182,18 @@ def write_bytes_atomic(path: Path, data: bytes, *, durable: bool = True) -> None
         beside.replace(path)
     finally:
         beside.unlink(missing_ok=True)
+
+
+def sweep(folder: Path, pattern: str) -> None:
+    """Removes what `write_bytes_atomic` or `data.demo.write_demo`, killed, left half-written in `folder`.
+
+    `pattern`: of its name. Nobody else may be writing there.
+    """
+    for torn in list(folder.glob(pattern)):
+        if torn.is_dir():
+            shutil.rmtree(torn)
+        else:
+            torn.unlink()
 
 
 def sha256_bytes(data: bytes) -> str:

@@ -41,7 +41,7 @@ from defectgen.dataset.card import embedded_recipe
 from defectgen.dataset.manifest import MANIFEST_NAME, Manifest, Task, read_manifest, set_indexes
 from defectgen.dataset.write import changed_files, finish, gather, recipe_sha256, write_composite
 from defectgen.errors import DataError, DefectgenError, RunError, UsageError
-from defectgen.images import sha256_bytes, sha256_file, write_bytes_atomic
+from defectgen.images import sha256_bytes, sha256_file, sweep, write_bytes_atomic
 from defectgen.progress import Progress, silent
 from defectgen.recipe import Recipe
 from defectgen.records import Composite, LabelledImage, Sources
@@ -88,6 +88,8 @@ def open_run(recipe: Recipe, out: Path, *, overwrite: bool = False) -> Iterator[
         raise RunError(f"{out}: is in use by {holder}; wait for it, or choose another --out") from None
     try:
         holder_path.write_text(f"process {os.getpid()} on {socket.gethostname()}", encoding="utf-8")
+        for name in ("recipe.yaml", "demo"):
+            sweep(out, f".{name}.*.tmp")
         if (out / "recipe.yaml").exists():  # Else it may be anybody's folder.
             settle(out / "dataset", out / "dataset.partial")
         _check_recipe(recipe, out, overwrite=overwrite)

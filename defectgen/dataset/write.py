@@ -37,7 +37,7 @@ from defectgen.dataset.manifest import (
     summarise,
 )
 from defectgen.errors import DataError, RunError
-from defectgen.images import encode_image, sha256_bytes, sha256_file, write_bytes_atomic
+from defectgen.images import encode_image, sha256_bytes, sha256_file, sweep, write_bytes_atomic
 from defectgen.records import Annotation, Composite, PlacedDefect
 
 ROWS_FOLDER = "rows"
@@ -278,9 +278,7 @@ def finish(
         header["regions_sha256"] = regions_sha256
     summary = summarise(rows.values(), class_names)
     card = dataset_card(summary, header=header, recipe_yaml=recipe, licence_note=licence_note)
-    for name in FOLDERS:
-        for torn in (folder / name).glob(".*.tmp"):
-            torn.unlink()
+    sweep(folder, "**/.*.tmp")
     write_bytes_atomic(folder / "data.yaml", data_yaml_text(class_names).encode())
     write_bytes_atomic(folder / "README.md", card.encode())
     manifest = json_line(header) + "".join(json_line(row) for row in rows.values())

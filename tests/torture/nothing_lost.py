@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import multiprocessing
+import os
 import random
 import shutil
 import signal
@@ -130,6 +131,25 @@ class FailingWrites:
         for owner, names in ((Path, ("write_bytes", "write_text", "replace", "rename")), (shutil, ("copyfile",))):
             for name in names:
                 setattr(owner, name, failing(getattr(owner, name)))
+
+
+class KilledBeforeMove:
+    """Killed when what a file is to hold is written beside it, and not yet moved in place for the `move`th time."""
+
+    def __init__(self, move: int) -> None:
+        self.move = move
+
+    def __call__(self) -> None:
+        count, plain = 0, Path.replace
+
+        def replace(path: Path, target: Any) -> Path:
+            nonlocal count
+            count += 1
+            if count == self.move:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return plain(path, target)
+
+        Path.replace = replace  # type: ignore[method-assign]
 
 
 def moments(count: int, seconds: float, seed: int) -> list[float]:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from nothing_lost import DONE, REFUSED, FailingWrites, finish, kill_after, moments, start
+from nothing_lost import DONE, REFUSED, FailingWrites, KilledBeforeMove, finish, kill_after, moments, start
 
 from defectgen.dataset.manifest import read_manifest
 from defectgen.errors import DataError
@@ -93,6 +95,27 @@ def test_killed_it_goes_on(stage: str, count: int, recipe: Recipe, whole: Any, b
         finish(stage, recipe, out)
         assert content(out, stage, toys) == expected
     assert killed >= count
+
+
+@pytest.mark.torture
+@pytest.mark.parametrize("stage", ["fit", "synth"])
+def test_killed_before_a_move_it_leaves_nothing_behind(
+    stage: str, recipe: Recipe, whole: Any, before: Any, toys: Any
+) -> None:
+    expected = content(whole[0], stage, toys)
+    # Every third: the images' own moves, image, label, mask and row, are alike, and four is no multiple of it.
+    for move in itertools.count(1, 3):
+        out = before(stage)
+        process = start(stage, recipe, out, KilledBeforeMove(move))
+        process.join()
+        assert_nothing_torn(out)
+        if process.exitcode == DONE:
+            break
+        assert process.exitcode == -signal.SIGKILL
+        finish(stage, recipe, out)
+        assert content(out, stage, toys) == expected
+        assert not list(out.rglob(".*.tmp"))
+    assert move > 10
 
 
 @pytest.fixture
