@@ -5,6 +5,9 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shlex
+import signal
+import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -102,7 +105,8 @@ def _reported(resume: str, log_file: Path | None = None) -> Iterator[None]:
 
 
 def _command() -> str:
-    return " ".join(["defectgen", *sys.argv[1:]])
+    words = ["defectgen", *sys.argv[1:]]
+    return subprocess.list2cmdline(words) if sys.platform == "win32" else shlex.join(words)
 
 
 def _looked_at(folder: Path, data_format: str | None) -> tuple[Layout, list[Layout]]:
@@ -122,7 +126,10 @@ def _load(path: Path, overrides: list[str] | None, out: Path | None, focus: Path
 
         if any(override.startswith("place.class_weights") for override in overrides):
             raise UsageError("--focus: sets place.class_weights, which --set does, too; give one of them")
-        overrides.append(f"place.class_weights={json.dumps(missed_weights(focus))}")
+        # On top of the recipe's own: a class that is not wanted at all stays so.
+        own = load_recipe(path, overrides).place.class_weights
+        weights = {name: own.get(name, 1.0) * weight for name, weight in missed_weights(focus).items()}
+        overrides.append(f"place.class_weights={json.dumps(own | weights)}")
     recipe = load_recipe(path, overrides)
     folder = out if out is not None else Path("runs") / recipe.name
     if focus is not None and folder.resolve() in focus.resolve().parents:
@@ -187,7 +194,7 @@ def init(
             )
             for other in others:
                 stdout.print(f"can be read as {other.data['format']}, too: --format {other.data['format']}")
-            stdout.print(str(path), soft_wrap=True, highlight=False)
+            stdout.print(str(path), markup=False, soft_wrap=True, highlight=False)
 
 
 def _require_utf8(*names: str) -> None:
@@ -306,7 +313,7 @@ def fit(
                 f"{facts['twins_clean']:.0%} of their twins without the defect for clean "
                 f"({sum(facts['photographed'])} of these photographed, the others drawn)"
             )
-            stdout.print(str(folder / "generator"), soft_wrap=True, highlight=False)
+            stdout.print(str(folder / "generator"), markup=False, soft_wrap=True, highlight=False)
 
 
 @app.command()
@@ -349,8 +356,8 @@ def synth(
             _print_json(summary | {"dataset": str(made)})
         else:
             stdout.print(*_synth_tables(summary))
-            stdout.print(f"look at {made / 'sheets/composites.jpg'}", soft_wrap=True, highlight=False)
-            stdout.print(str(made), soft_wrap=True, highlight=False)
+            stdout.print(f"look at {made / 'sheets/composites.jpg'}", markup=False, soft_wrap=True, highlight=False)
+            stdout.print(str(made), markup=False, soft_wrap=True, highlight=False)
         if preview is None:
             _report(folder, options["progress"], log_file)
 
@@ -391,7 +398,7 @@ def verify(
                 stdout.print(
                     f"Ultralytics' check: {theirs['num_images']} images, {rejected} rejected, {modified} modified"
                 )
-            stdout.print(verdict, soft_wrap=True, highlight=False)
+            stdout.print(verdict, markup=False, soft_wrap=True, highlight=False)
         if not good:
             raise typer.Exit(1)
 
@@ -443,6 +450,7 @@ def report(
 
         stdout.print(
             str(write_report(folder, progress=ProgressLines(stderr, log_file=log_file, verbose=verbose))),
+            markup=False,
             soft_wrap=True,
             highlight=False,
         )
@@ -489,7 +497,8 @@ def train_yolo(
             for table in results_tables(results):
                 stdout.print(table)
             stdout.print(verdict_line(results), markup=False, highlight=False)
-            stdout.print(str(folder / "yolo" / results["best"]["weights"]), soft_wrap=True, highlight=False)
+            best = folder / "yolo" / results["best"]["weights"]
+            stdout.print(str(best), markup=False, soft_wrap=True, highlight=False)
         _report(folder, progress, log_file)
 
 
@@ -527,7 +536,8 @@ def bench(
         if profile not in ("small", "full"):
             raise UsageError(f"--profile: must be small or full, got {profile!r}")
         pinned = {override.partition("=")[0].removeprefix("train_yolo.") for override in overrides or []}
-        for field, option in (("arms", "--arms"), ("seeds", "--seeds"), ("data.per_class", "--k")):
+        own = {"arms": "--arms", "seeds": "--seeds", "data.per_class": "--k", "data.max_images": "--k"}
+        for field, option in own.items():
             if field in pinned:
                 raise UsageError(f"--set {field}: bench sets this itself; use {option}")
         from defectgen.bench.cells import run_bench
@@ -555,7 +565,7 @@ def bench(
             stdout.print(bench_table(summary))
             for line in [*sentences(summary), *diagnostics_lines(summary)]:
                 stdout.print(line, markup=False, highlight=False)
-            stdout.print(str(folder), soft_wrap=True, highlight=False)
+            stdout.print(str(folder), markup=False, soft_wrap=True, highlight=False)
         _report(folder, progress, log_file)
 
 
@@ -623,7 +633,7 @@ def export(
             stdout.print(counts, highlight=False)
             if facts["boxes_as_outlines"]:
                 stdout.print(f"{facts['boxes_as_outlines']} boxes without an outline are written as rectangles")
-            stdout.print(str(out), soft_wrap=True, highlight=False)
+            stdout.print(str(out), markup=False, soft_wrap=True, highlight=False)
 
 
 @app.command()
@@ -659,6 +669,8 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # Windows consoles and pipes may not be UTF-8.
             stream.reconfigure(encoding="utf-8", errors="replace")
+    # So that what is under way ends as it does by Ctrl-C: its processes, too.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
         app()
     except UsageError as error:  # pragma: no cover - commands report their own

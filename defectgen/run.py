@@ -17,9 +17,12 @@ from __future__ import annotations
 import hashlib
 import json
 import multiprocessing
+import multiprocessing.connection
 import os
 import shutil
 import socket
+import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -38,8 +41,8 @@ from defectgen.data.lines import with_lines
 from defectgen.data.load import load_sources, require_usable
 from defectgen.data.region import regions_sha256
 from defectgen.dataset.card import embedded_recipe
-from defectgen.dataset.manifest import MANIFEST_NAME, Manifest, Task, read_manifest, set_indexes
-from defectgen.dataset.write import changed_files, finish, gather, recipe_sha256, write_composite
+from defectgen.dataset.manifest import MANIFEST_NAME, Manifest, ManifestError, Task, read_manifest, set_indexes
+from defectgen.dataset.write import changed_files, finish, gather, missing_files, recipe_sha256, write_composite
 from defectgen.errors import DataError, DefectgenError, RunError, UsageError
 from defectgen.images import sha256_bytes, sha256_file, sweep, write_bytes_atomic
 from defectgen.progress import Progress, silent
@@ -48,11 +51,15 @@ from defectgen.records import Composite, LabelledImage, Sources
 from defectgen.review import put_in_place, rejected_indexes, settle
 from defectgen.studio import Studio, fit, fit_fingerprint, load_studio
 
-# What each stage depends on, beside the stages before it.
+# What each stage depends on, beside the stages before it, but for what `fit_fingerprint` says better: where the data
+# lie, and a test set that is named later.
 FIT_FIELDS = ("seed", "data", "generator", "place.flip", "place.quarter_turns", "labels.min_change")
 SYNTH_FIELDS = ("place", "inpaint", "labels", "screen", "synth")
-# In a set that is being made: what it was begun with.
-_MADE_BY = ".made-by"
+_FREE_FIELDS = ("data.root", "data.test_images", "data.test_clean")
+# What file managers leave behind in any folder they show.
+_LITTER = ("Thumbs.db", "desktop.ini")
+# More than Python can wait for there.
+_MAX_WORKERS_ON_WINDOWS = 61
 
 
 def available_cores() -> int:
@@ -75,6 +82,23 @@ def open_run(recipe: Recipe, out: Path, *, overwrite: bool = False) -> Iterator[
     Raises:
         RunError: another process holds the folder, or it holds a run of another recipe and `overwrite` is false.
     """
+    with held(out):
+        for name in ("recipe.yaml", "demo"):
+            sweep(out, f".{name}.*.tmp")
+        if (out / "recipe.yaml").exists():  # Else it may be anybody's folder.
+            settle(out / "dataset", out / "dataset.partial")
+        _check_recipe(recipe, out, overwrite=overwrite)
+        write_bytes_atomic(out / "recipe.yaml", recipe.to_yaml().encode())
+        yield
+
+
+@contextmanager
+def held(out: Path) -> Iterator[None]:
+    """The folder `out`, made where it is missing, for this process alone.
+
+    Raises:
+        RunError: another process holds it, or it cannot be made.
+    """
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -88,12 +112,6 @@ def open_run(recipe: Recipe, out: Path, *, overwrite: bool = False) -> Iterator[
         raise RunError(f"{out}: is in use by {holder}; wait for it, or choose another --out") from None
     try:
         holder_path.write_text(f"process {os.getpid()} on {socket.gethostname()}", encoding="utf-8")
-        for name in ("recipe.yaml", "demo"):
-            sweep(out, f".{name}.*.tmp")
-        if (out / "recipe.yaml").exists():  # Else it may be anybody's folder.
-            settle(out / "dataset", out / "dataset.partial")
-        _check_recipe(recipe, out, overwrite=overwrite)
-        write_bytes_atomic(out / "recipe.yaml", recipe.to_yaml().encode())
         yield
     finally:
         holder_path.unlink(missing_ok=True)
@@ -103,7 +121,12 @@ def open_run(recipe: Recipe, out: Path, *, overwrite: bool = False) -> Iterator[
 def _check_recipe(recipe: Recipe, out: Path, *, overwrite: bool) -> None:
     path = out / "recipe.yaml"
     if not path.exists():
-        foreign = [child.name for child in out.iterdir() if not child.name.startswith(".lock")]
+        # Hidden files are nobody's work, and the log of this run (--log-file) may lie here already.
+        foreign = [
+            child.name
+            for child in out.iterdir()
+            if not child.name.startswith(".") and child.name not in _LITTER and child.suffix not in (".log", ".txt")
+        ]
         if foreign:
             raise RunError(
                 f"{out}: is not empty and holds no run of defectgen (found {foreign[0]}); choose another --out"
@@ -134,8 +157,23 @@ def _check_recipe(recipe: Recipe, out: Path, *, overwrite: bool) -> None:
             f"{out}: holds another run: {'; '.join((fitted + made)[:4])}; "
             "choose another --out, or --overwrite to replace what was made"
         )
-    for name in stale:
-        shutil.rmtree(out / name, ignore_errors=True)
+    _delete(out, stale)
+
+
+def _delete(out: Path, names: Sequence[str]) -> None:
+    """Raises: RunError where one cannot be deleted; what is left of it would be taken for what replaces it."""
+    for name in names:
+        path = out / name
+        try:
+            if path.is_symlink():
+                path.unlink()
+            elif path.exists():
+                shutil.rmtree(path)
+        except OSError as error:
+            raise RunError(
+                f"{error.filename or path}: cannot be deleted ({error.strerror}); close what has it open, and run it "
+                "again, or choose another --out"
+            ) from None
 
 
 def _differences(before: dict[str, Any], now: dict[str, Any], fields: tuple[str, ...]) -> list[str]:
@@ -158,7 +196,7 @@ def _differences(before: dict[str, Any], now: dict[str, Any], fields: tuple[str,
         found += [
             f"{name} is {old_leaves.get(name)!r} there and {new_leaves.get(name)!r} here"
             for name in sorted(old_leaves.keys() | new_leaves.keys())
-            if old_leaves.get(name) != new_leaves.get(name)
+            if old_leaves.get(name) != new_leaves.get(name) and name not in _FREE_FIELDS
         ]
     return found
 
@@ -177,6 +215,11 @@ def read_sources(recipe: Recipe, out: Path, progress: Progress = silent) -> Sour
 def _check_data(recipe: Recipe, sources: Sources, out: Path, *, overwrite: bool) -> None:
     """As `_check_recipe`, for what was made of images or labels that have changed since, under the same recipe."""
     record, manifest = out / "generator" / "fit.json", out / "dataset" / MANIFEST_NAME
+    if overwrite and manifest.parent.exists():
+        try:
+            read_manifest(manifest)
+        except ManifestError:
+            _delete(out, ["dataset"])
     found = []
     with suppress(OSError, ValueError, KeyError, TypeError):  # Where it is damaged, its reader says so.
         found.append(json.loads(record.read_text(encoding="utf-8"))["fingerprint"])
@@ -191,8 +234,7 @@ def _check_data(recipe: Recipe, sources: Sources, out: Path, *, overwrite: bool)
             f"{out}: was made of other images or labels than are there now (or by another version of defectgen); "
             "choose another --out, or --overwrite to replace what was made"
         )
-    for name in ("generator", "generator.partial", "preview", "dataset", "dataset.partial", "yolo", "logs"):
-        shutil.rmtree(out / name, ignore_errors=True)
+    _delete(out, ["generator", "generator.partial", "preview", "dataset", "dataset.partial", "yolo", "logs"])
 
 
 def _check_regions(recipe: Recipe, sources: Sources, out: Path, *, overwrite: bool) -> None:
@@ -206,8 +248,7 @@ def _check_regions(recipe: Recipe, sources: Sources, out: Path, *, overwrite: bo
             f"{out / 'dataset'}: was made with another place.region_mask than is there now; choose another --out, or "
             "--overwrite to make it again"
         )
-    for name in ("preview", "dataset", "dataset.partial", "yolo", "logs/yolo"):
-        shutil.rmtree(out / name, ignore_errors=True)
+    _delete(out, ["preview", "dataset", "dataset.partial", "yolo", "logs/yolo"])
 
 
 def _bases(recipe: Recipe, sources: Sources) -> tuple[LabelledImage, ...]:
@@ -287,8 +328,7 @@ def run_preview(
     with open_run(recipe, out, overwrite=overwrite):
         sources = read_sources(recipe, out, progress)
         _check_data(recipe, sources, out, overwrite=overwrite)
-        for name in ("preview", "preview.partial"):
-            shutil.rmtree(out / name, ignore_errors=True)
+        _delete(out, ["preview", "preview.partial"])
         few = recipe.synth.model_copy(update={"num_images": num_images, "clean_share": 0.0})
         few_of_it = recipe.model_copy(update={"synth": few})
         return _synth(few_of_it, sources, out, workers=workers, progress=progress, trackers=trackers, name="preview")
@@ -312,13 +352,15 @@ def _synth(
     num_images = recipe.synth.num_images
     made = read_manifest(folder / MANIFEST_NAME) if folder.exists() else None
     rejected = _rejected(recipe, sources, made, reviews)
-    if made is not None and rejected == made.header.get("rejected", []):
+    is_asked_for = made is not None and rejected == made.header.get("rejected", [])
+    if made is not None and is_asked_for and not missing_files(folder, made):
         progress("synth", num_images, num_images, "already made")
         return summarise(made.rows, sources.class_names)
     if made is not None and (changed := changed_files(folder)):
         raise RunError(
-            f"{changed[0]}: was changed since it was made (so were {len(changed) - 1} others), and a review would make "
-            "it again; keep your changes with `defectgen export`, or restore the files from what was made"
+            f"{changed[0]}: was changed since it was made (so were {len(changed) - 1} others), and "
+            f"{'what is missing' if is_asked_for else 'a review'} would make it again; keep your changes with "
+            "`defectgen export`, or restore the files from what was made"
         )
     fit(recipe, sources, out / "generator", progress=progress, trackers=trackers)
     regions = regions_sha256(recipe, _bases(recipe, sources))
@@ -348,8 +390,8 @@ def _synth(
     )
     lookup = {image.name: image.path for image in _bases(recipe, sources)}
     write_contact_sheets(partial, lookup)
-    (partial / _MADE_BY).unlink()
     put_in_place(partial, folder)
+    _made_by(partial).unlink()
     return summary
 
 
@@ -359,10 +401,16 @@ def _begin(partial: Path, generator: Path, facts: list[str | None]) -> None:
     """
     weights = [sha256_file(path) for path in sorted(generator.rglob("*.safetensors"))]
     made_by = json.dumps([*facts, *weights]).encode()
-    record = partial / _MADE_BY
+    record = _made_by(partial)
     if not record.exists() or record.read_bytes() != made_by:
-        shutil.rmtree(partial, ignore_errors=True)
+        _delete(partial.parent, [partial.name])
         write_bytes_atomic(record, made_by)
+    partial.mkdir(exist_ok=True)
+
+
+def _made_by(partial: Path) -> Path:
+    """What the set in `partial` was begun with; beside it, so that it can stay until the set is in its place."""
+    return partial.with_name(f".{partial.name}-made-by")
 
 
 def _rejected(recipe: Recipe, sources: Sources, made: Manifest | None, reviews: Sequence[Path]) -> list[int]:
@@ -446,6 +494,7 @@ def run_train_yolo(
             synthetic={arm: path for arm, path in synthetic.items() if arm in arms},
             out=out / "yolo",
             seed=recipe.seed,
+            overwrite=overwrite,
             progress=progress,
             trackers=trackers,
         )
@@ -479,13 +528,12 @@ def _control_set(arm: str, recipe: Recipe, sources: Sources, out: Path, *, progr
             # Its index is the row's: a reviewed set has gaps.
             return compose_again(recipe, sources, studio, dict(rows[position]))
 
-    if folder.exists():
-        made = read_manifest(folder / MANIFEST_NAME).header
-        is_of = (made["generator_fingerprint"], made["num_images"], made["task"])
-        if is_of == (followed, num_images, task):
+    with suppress(ManifestError):  # Damaged or not there: made again.
+        made = read_manifest(folder / MANIFEST_NAME)
+        is_of = (made.header["generator_fingerprint"], made.header["num_images"], made.header["task"])
+        if is_of == (followed, num_images, task) and not missing_files(folder, made):
             return folder
-    for stale in (folder, partial):
-        shutil.rmtree(stale, ignore_errors=True)
+    _delete(folder.parent, [folder.name, partial.name])
     partial.mkdir(parents=True)
     for position in range(num_images):
         _write(make(position), partial, recipe, sources, task)
@@ -536,11 +584,19 @@ def _start_worker(job: _Job) -> None:
     import torch
 
     global _worker_job
+    if (parent := multiprocessing.parent_process()) is not None:
+        threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # The parent ends the pool.
     # One thread each: more would change last bits with the number of cores, and two workers would fight over them.
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
     _worker_job = job
+
+
+def _end_with(parent: Any) -> None:
+    """Ends this process when the one that began it is gone: killed, it could not end it."""
+    multiprocessing.connection.wait([parent.sentinel])
+    os._exit(1)
 
 
 def _work(index: int) -> tuple[int, list[str] | DefectgenError]:
@@ -557,18 +613,25 @@ def _in_workers(job: _Job, indexes: list[int], workers: int) -> Iterator[tuple[i
         return
     # Unlike multiprocessing.Pool, it ends where a worker is killed (for memory, say) instead of waiting for it.
     pool = ProcessPoolExecutor(
-        min(workers, len(indexes)),
+        min(workers, len(indexes), _MAX_WORKERS_ON_WINDOWS if sys.platform == "win32" else workers),
         mp_context=multiprocessing.get_context("spawn"),
         initializer=_start_worker,
         initargs=(job,),
     )
+    started = False
     try:
         for future in as_completed([pool.submit(_work, index) for index in indexes]):
             index, result = future.result()
             if isinstance(result, DefectgenError):
                 raise result
+            started = True
             yield index, result
     except BrokenProcessPool:
+        if not started:
+            raise RunError(
+                "synth: a worker process ended before its first image; what it printed stands above. In a script of "
+                "your own, call this below `if __name__ == '__main__':`, as each worker imports the script"
+            ) from None
         raise RunError(
             f"synth: one of {workers} worker processes was killed, perhaps for lack of memory; run it again to go on, "
             "with fewer --workers"

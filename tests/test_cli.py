@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -297,6 +299,12 @@ def test_focus_makes_more_of_what_a_detector_misses(run: Run, recipe: Path, fitt
     assert result.exit_code == 0, result.output
     weights = yaml.safe_load((out / "recipe.yaml").read_text())["place"]["class_weights"]
     assert weights == {"scratch": 0.1, "pit": 1.0, "stain": 0.1, "dent": 0.1}
+    # On top of the recipe's own.
+    args = ["--set", "place={class_weights: {dent: 0, stain: 3}}", "--preview", "1", "--overwrite"]
+    result = run("synth", recipe, "--out", out, "--workers", "1", "--focus", results, *args)
+    assert result.exit_code == 0, result.output
+    weights = yaml.safe_load((out / "recipe.yaml").read_text())["place"]["class_weights"]
+    assert weights == {"scratch": 0.1, "pit": 1.0, "stain": pytest.approx(0.3), "dent": 0}
 
 
 def test_focus_on_the_results_of_the_very_run_is_refused(run: Run, recipe: Path, tmp_path: Path) -> None:
@@ -464,6 +472,24 @@ def test_full_disk_is_one_message(run: Run, recipe: Path, tmp_path: Path, monkey
     assert line.startswith(f"{tmp_path / 'out' / 'recipe.yaml'}: No space left on device; check the disk")
 
 
+@pytest.mark.skipif(os.name != "posix", reason="signals")
+def test_terminated_command_ends_as_an_interrupted_one_does(factory: Any) -> None:
+    # Its processes are ended by what stands in `finally`.
+    code = (
+        "import os, signal, sys, defectgen.cli as cli, defectgen.data.check as check\n"
+        "def stop(*args):\n"
+        "    try:\n"
+        "        os.kill(os.getpid(), signal.SIGTERM)\n"
+        "        signal.pause()\n"
+        "    finally:\n"
+        "        print('ended', flush=True)\n"
+        "check.look_closely = stop\n"
+        "cli.main()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, "check", str(factory.recipe)], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (143, "ended\n"), done.stderr
+
+
 def test_interrupted_command_says_how_to_go_on(
     run: Run, recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -473,10 +499,11 @@ def test_interrupted_command_says_how_to_go_on(
         raise KeyboardInterrupt
 
     monkeypatch.setattr(running, "fit", interrupt)
-    monkeypatch.setattr(sys, "argv", ["defectgen", "fit", "tiny.yaml"])
+    monkeypatch.setattr(sys, "argv", ["defectgen", "fit", "my tiny.yaml", "--set", "place.scale=[1, 2]"])
     result = run("fit", recipe, "--out", tmp_path / "out")
     assert result.exit_code == 130 and result.stdout == ""
-    assert result.stderr == "\nstopped; nothing is lost. To go on: defectgen fit tiny.yaml\n"
+    resume = result.stderr.removeprefix("\nstopped; nothing is lost. To go on: ")
+    assert shlex.split(resume) == sys.argv
 
 
 def test_unknown_arm_exits_with_two(run: Run, recipe: Path) -> None:
@@ -516,6 +543,9 @@ def test_init_writes_a_recipe_once_and_says_what_it_found(run: Run, tmp_path: Pa
     assert "for training: train/images" in result.stdout and result.stdout.splitlines()[-1] == str(recipe)
     assert "0 errors" in result.stdout
     assert run("check", recipe).exit_code == 0
+    # A name that is no markup of the terminal's.
+    for name in ("mine[old].yaml", "mine[b].yaml"):
+        assert run("init", folder, "--recipe", tmp_path / name).stdout.splitlines()[-1] == str(tmp_path / name)
     again = run("init", folder, "--recipe", recipe)
     assert again.exit_code == 2 and "is there already" in again.stderr
     facts = json.loads(run("init", folder, "--recipe", recipe, "--overwrite", "--json").stdout)

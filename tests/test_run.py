@@ -204,6 +204,87 @@ def test_kill_before_the_last_move_goes_on_to_the_same_bytes(
     assert toys.read_tree(out / "dataset") == toys.read_tree(made / "dataset")
 
 
+def test_set_whose_last_move_fails_is_not_made_again(
+    fitted: Any, out: Path, made: Path, toys: Any, one_process: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = Path.rename
+
+    def refuse(path: Path, target: Path) -> Path:
+        if path.name == "dataset.partial":
+            raise PermissionError(13, "Permission denied", str(path))
+        return plain(path, target)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "rename", refuse)
+        with pytest.raises(PermissionError):
+            synth(fitted.recipe, out)
+    counts: list[int] = []
+    synth(
+        fitted.recipe, out, progress=lambda stage, done, total, note: counts.append(done) if stage == "synth" else None
+    )
+    assert counts == [4]
+    assert toys.read_tree(out / "dataset") == toys.read_tree(made / "dataset")
+    assert not list(out.glob(".dataset*"))
+
+
+@pytest.mark.parametrize("lost", ["images/000001.png", "labels/000002.txt", "defect_masks/000000.png"])
+def test_file_missing_from_a_finished_set_is_made_again(
+    fitted: Any, made: Path, tmp_path: Path, toys: Any, one_process: None, lost: str
+) -> None:
+    out = Path(shutil.copytree(made, tmp_path / "run"))
+    (out / "dataset" / lost).unlink()
+    synth(fitted.recipe, out)
+    assert toys.read_tree(out / "dataset") == toys.read_tree(made / "dataset")
+    # What a person changed is not lost with it.
+    (out / "dataset" / lost).unlink()
+    (out / "dataset/labels/000003.txt").write_text("0 0.5 0.5 0.25 0.25\n")
+    with pytest.raises(RunError, match=r"000003\.txt: was changed since .* what is missing would make it again; keep"):
+        synth(fitted.recipe, out)
+    assert (out / "dataset/labels/000003.txt").read_text() == "0 0.5 0.5 0.25 0.25\n"
+
+
+@pytest.mark.parametrize("text", [None, "{"])
+def test_set_without_its_manifest_is_made_again_with_overwrite(
+    fitted: Any, made: Path, tmp_path: Path, toys: Any, one_process: None, text: str | None
+) -> None:
+    out = Path(shutil.copytree(made, tmp_path / "run"))
+    (out / "dataset/manifest.jsonl").unlink()
+    if text is not None:
+        (out / "dataset/manifest.jsonl").write_text(text)
+    with pytest.raises(DataError, match=r"manifest\.jsonl: .*make the set again with `defectgen synth RECIPE --overwr"):
+        synth(fitted.recipe, out)
+    synth(fitted.recipe, out, overwrite=True)
+    assert toys.read_tree(out / "dataset") == toys.read_tree(made / "dataset")
+
+
+def test_damaged_control_set_is_made_again(made: Path, tmp_path: Path, fitted: Any, one_process: None) -> None:
+    out = Path(shutil.copytree(made, tmp_path / "run"))
+    sources = read_sources(fitted.recipe, out)
+    for damage in ("manifest.jsonl", "images/000001.png"):
+        folder = running._control_set("real+copy-paste", fitted.recipe, sources, out, progress=silent)
+        (folder / damage).unlink()
+    folder = running._control_set("real+copy-paste", fitted.recipe, sources, out, progress=silent)
+    assert verify_dataset(folder) == []
+
+
+def test_worker_ends_with_the_process_that_began_it(tmp_path: Path) -> None:
+    script = tmp_path / "parent.py"
+    script.write_text(
+        "import multiprocessing, os, signal\n"
+        "import defectgen.run as running\n"
+        "def wait():\n"
+        "    running._end_with(multiprocessing.parent_process())\n"
+        "if __name__ == '__main__':\n"
+        "    worker = multiprocessing.get_context('spawn').Process(target=wait)\n"
+        "    worker.start()\n"
+        "    print(worker.pid, flush=True)\n"
+        "    os._exit(9)\n"
+    )
+    # Its end of the pipe is open for as long as the worker lives.
+    done = subprocess.run([sys.executable, str(script)], stdout=subprocess.PIPE, timeout=60)
+    assert done.returncode == 9 and int(done.stdout) > 0
+
+
 @pytest.mark.skipif(os.name != "posix", reason="signals")
 def test_killed_worker_ends_the_run_with_what_to_do() -> None:
     job: Any = DeadlyJob()
@@ -211,6 +292,8 @@ def test_killed_worker_ends_the_run_with_what_to_do() -> None:
         RunError, match=r"synth: one of 1 worker processes was killed, .*; run it again to go on, with fewer --workers"
     ):
         list(running._in_workers(job, [0, 1, 2], 1))
+    with pytest.raises(RunError, match=r"ended before its first image; .*call this below `if __name__ == '__main__':`"):
+        list(running._in_workers(job, [1, 2], 1))
 
 
 def test_image_that_cannot_be_made_ends_the_run_without_a_data_set(out: Path, toys: Any, one_process: None) -> None:
@@ -291,6 +374,44 @@ def test_overwrite_replaces_the_data_set_and_keeps_the_generator(
     assert summary["num_images"] == 2 and len(list((out / "dataset/images").iterdir())) == 2
     assert (out / "generator/fit.json").stat().st_mtime_ns == fit_time
     assert names(out) == ["dataset", "demo", "generator", "recipe.yaml"]
+
+
+def test_overwrite_deletes_what_it_replaces_or_says_that_it_cannot(
+    made: Path, tmp_path: Path, toys: Any, one_process: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = Path(shutil.copytree(made, tmp_path / "run"))
+    # Moved to a larger disk.
+    (out / "dataset").rename(tmp_path / "large")
+    (out / "dataset").symlink_to(tmp_path / "large")
+    synth(toys.recipe(synth={"num_images": 2}), out, overwrite=True)
+    assert len(list((out / "dataset/images").iterdir())) == 2 and len(list((tmp_path / "large/images").iterdir())) == 4
+
+    def refuse(path: Path, **options: Any) -> None:
+        raise PermissionError(13, "Permission denied", str(path / "images"))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(shutil, "rmtree", refuse)
+        with pytest.raises(RunError, match=rf"{out}/dataset/images: cannot be deleted \(Permission denied\); close"):
+            synth(toys.recipe(synth={"num_images": 3}), out, overwrite=True)
+    assert synth(toys.recipe(synth={"num_images": 3}), out, overwrite=True)["num_images"] == 3
+
+
+def test_data_that_moved_and_a_test_set_named_later_keep_the_generator(
+    fitted: Any, toys: Any, tmp_path: Path, one_process: None
+) -> None:
+    shutil.copytree(fitted.out / "demo", tmp_path / "parts")
+    own = {"demo": None, "root": str(tmp_path / "parts"), "format": "yolo", "train_images": "train/images"}
+    own |= {"train_clean": "train/clean", "test_images": "test/images"}
+    synth(toys.recipe(data=own), tmp_path / "run")
+    fit_time = (tmp_path / "run/generator/fit.json").stat().st_mtime_ns
+    (tmp_path / "parts").rename(tmp_path / "moved")
+    moved = toys.recipe(data=own | {"root": str(tmp_path / "moved"), "test_clean": "test/clean"})
+    synth(moved, tmp_path / "run")
+    assert (tmp_path / "run/generator/fit.json").stat().st_mtime_ns == fit_time
+    (tmp_path / "moved/train/clean").rename(tmp_path / "moved/train/good")
+    other = toys.recipe(data=own | {"root": str(tmp_path / "moved"), "train_clean": "train/good"})
+    with pytest.raises(RunError, match=r"data\.train_clean is 'train/clean' there and 'train/good' here"):
+        synth(other, tmp_path / "run")
 
 
 def test_overwrite_with_the_same_recipe_keeps_everything(fitted: Any, made: Path, toys: Any) -> None:
@@ -376,6 +497,19 @@ def test_folder_of_something_else_is_left_alone(fitted: Any, tmp_path: Path) -> 
         ):
             run_fit(fitted.recipe, tmp_path, progress=silent, overwrite=overwrite)
     assert names(tmp_path) == ["thesis.tex"]
+
+
+def test_folder_may_hold_what_file_managers_leave_and_the_log(fitted: Any, tmp_path: Path) -> None:
+    for name in (".DS_Store", "Thumbs.db", "run.log"):
+        (tmp_path / name).write_text("")
+    with open_run(fitted.recipe, tmp_path):
+        assert (tmp_path / "recipe.yaml").exists()
+
+
+def test_torn_recipe_of_a_killed_run_goes(fitted: Any, tmp_path: Path) -> None:
+    (tmp_path / ".recipe.yaml.4711.tmp").write_text("na")
+    with open_run(fitted.recipe, tmp_path):
+        assert names(tmp_path) == ["recipe.yaml"] and not list(tmp_path.glob(".recipe*"))
 
 
 def test_file_in_the_place_of_the_folder_says_so(fitted: Any, tmp_path: Path) -> None:

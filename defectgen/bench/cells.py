@@ -25,7 +25,7 @@ from defectgen.errors import RunError, UsageError
 from defectgen.images import sha256_file, write_bytes_atomic
 from defectgen.progress import Progress
 from defectgen.recipe import DEFAULT_ARMS, Arm, Recipe
-from defectgen.run import read_sources, run_train_yolo
+from defectgen.run import held, read_sources, run_train_yolo
 from defectgen.studio import images_digest, load_studio
 from defectgen.yolo.arm_files import read_json, to_json
 from defectgen.yolo.arms import task_of_model
@@ -77,8 +77,9 @@ def run_bench(
         pinned: fields of train_yolo that the user set for this run, which the profile then leaves alone.
 
     Raises:
-        RunError: a class has fewer real defects than K, or two seeds draw the same images; `out` holds a bench of
-            another recipe, and `overwrite` is false; its rows have other settings or another test set; a run failed.
+        RunError: another process works in `out`; a class has fewer real defects than K, or two seeds draw the same
+            images; `out` holds a bench of another recipe, and `overwrite` is false; its rows have other settings or
+            another test set; a run failed.
     """
     if task_of_model(recipe.train_yolo.model) == "classify":
         raise UsageError("bench: compares detectors by mAP; for a -cls model use train-yolo with train_yolo.seeds")
@@ -90,66 +91,72 @@ def run_bench(
             progress(f"profile {profile}", 0, 0, f"train_yolo.{name} is {value}, not {of_recipe}; --set keeps another")
     recipe = _with_fixed_split(recipe, out)
     folder = out / profile
-    table = folder / "bench.jsonl"
-    rows = _rows_on_disk(table)
-    cells = {}
-    for k in ks:
-        for seed in range(recipe.seed, recipe.seed + count):
-            there = [row["arm"] for row in rows if (row["k"], row["seed"]) == (k, seed)]
-            chosen = [arm for arm in get_args(Arm) if arm in there or arm in (arms or plan.arms)]
-            cells[k, seed] = cell_recipe(recipe, k, seed, pinned_by_profile | {"arms": chosen, "seeds": [0]})
-    settings = settings_digest(next(iter(cells.values())))
-    if overwrite:
-        rows = [row for row in rows if row.get("settings") == settings]
-    _refuse_others(rows, "settings", settings, table)
-    budgets = _check_budgets(cells, out)
-    data = next(iter(budgets.values()))["data"]
-    if overwrite:
-        rows = [row for row in rows if row.get("data") == data]
-    _refuse_others(rows, "data", data, table)
-    summary: dict[str, Any] = {}
-    for number, ((k, seed), cell) in enumerate(cells.items(), 1):
-        name = f"run {number} of {len(cells)}, K {k}, seed {seed}"
-
-        def report(stage: str, done: int, total: int, note: str, name: str = name) -> None:
-            progress(f"{name}: {stage}", done, total, note)
-
-        run = folder / f"k{k}" / f"seed{seed}"
-        results = run_train_yolo(
-            cell,
-            run,
-            workers=workers,
-            progress=report,
-            overwrite=overwrite,
-            trust_checkpoint=trust_checkpoint,
-            trackers=trackers,
-        )
-        # Until a cell is done again, its rows stay: they say which arms it has.
-        rows = [row for row in rows if (row["k"], row["seed"]) != (k, seed)]
+    with held(folder):
+        table = folder / "bench.jsonl"
+        rows = _rows_on_disk(table)
+        cells = {}
+        for k in ks:
+            for seed in range(recipe.seed, recipe.seed + count):
+                there = [row["arm"] for row in rows if (row["k"], row["seed"]) == (k, seed)]
+                chosen = [arm for arm in get_args(Arm) if arm in there or arm in (arms or plan.arms)]
+                cells[k, seed] = cell_recipe(recipe, k, seed, pinned_by_profile | {"arms": chosen, "seeds": [0]})
+        settings = settings_digest(next(iter(cells.values())))
         if overwrite:
-            rows = [row for row in rows if row["test"] == results["test_sha256"]]
-        _refuse_others(rows, "test", results["test_sha256"], table)
-        measured_with = {"settings": settings, "test": results["test_sha256"], **budgets[k, seed]}
-        of_cell = [
-            row | measured_with for row in cell_rows(results, recipe=recipe.name, profile=profile, k=k, seed=seed)
-        ]
-        rows = sorted([*rows, *of_cell], key=lambda row: (row["k"], row["seed"]))
-        if OWN_ARM in results["arms"]:
-            report("diagnose", 0, 0, "how near the synthetic defects are to the real ones")
-            found = _diagnostics(cell, run)
-            if CEILING in results["arms"]:
-                found["label_agreement"] = label_agreement(run / "yolo", OWN_ARM, judge=CEILING, progress=report)
-            write_bytes_atomic(run / "diagnostics.json", to_json(found))
-        for row in of_cell:
-            figures = f"mAP50 {100 * row['map50']:.1f}, mAP50-95 {100 * row['map5095']:.1f}"
-            progress(f"{name}, {row['arm']}", 0, 0, figures)
-        write_bytes_atomic(table, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode())
-        alone = recipe.train_yolo.real_share == 0
-        summary = summarise(rows, num_test_images=results["test_images"], alone=alone)
-        summary["diagnostics"] = _diagnostics_on_disk(rows, folder)
-        write_bytes_atomic(folder / "bench.json", to_json(summary))
-    write_plots(rows, curves_on_disk(rows, folder), folder)
-    return summary
+            rows = [row for row in rows if row.get("settings") == settings]
+        _refuse_others(rows, "settings", settings, table)
+        budgets = _check_budgets(cells, out)
+        data = next(iter(budgets.values()))["data"]
+        if overwrite:
+            rows = [row for row in rows if row.get("data") == data]
+        _refuse_others(rows, "data", data, table)
+        # Rows from before this was written are judged by their test set, after the training.
+        held_out = next(iter(budgets.values()))["held_out"]
+        if overwrite:
+            rows = [row for row in rows if row.get("held_out", held_out) == held_out]
+        _refuse_others([row for row in rows if "held_out" in row], "held_out", held_out, table)
+        summary: dict[str, Any] = {}
+        for number, ((k, seed), cell) in enumerate(cells.items(), 1):
+            name = f"run {number} of {len(cells)}, K {k}, seed {seed}"
+
+            def report(stage: str, done: int, total: int, note: str, name: str = name) -> None:
+                progress(f"{name}: {stage}", done, total, note)
+
+            run = folder / f"k{k}" / f"seed{seed}"
+            results = run_train_yolo(
+                cell,
+                run,
+                workers=workers,
+                progress=report,
+                overwrite=overwrite,
+                trust_checkpoint=trust_checkpoint,
+                trackers=trackers,
+            )
+            # Until a cell is done again, its rows stay: they say which arms it has.
+            rows = [row for row in rows if (row["k"], row["seed"]) != (k, seed)]
+            if overwrite:
+                rows = [row for row in rows if row["test"] == results["test_sha256"]]
+            _refuse_others(rows, "test", results["test_sha256"], table)
+            measured_with = {"settings": settings, "test": results["test_sha256"], **budgets[k, seed]}
+            of_cell = [
+                row | measured_with for row in cell_rows(results, recipe=recipe.name, profile=profile, k=k, seed=seed)
+            ]
+            rows = sorted([*rows, *of_cell], key=lambda row: (row["k"], row["seed"]))
+            if OWN_ARM in results["arms"]:
+                report("diagnose", 0, 0, "how near the synthetic defects are to the real ones")
+                found = _diagnostics(cell, run)
+                if CEILING in results["arms"]:
+                    found["label_agreement"] = label_agreement(run / "yolo", OWN_ARM, judge=CEILING, progress=report)
+                write_bytes_atomic(run / "diagnostics.json", to_json(found))
+            for row in of_cell:
+                figures = f"mAP50 {100 * row['map50']:.1f}, mAP50-95 {100 * row['map5095']:.1f}"
+                progress(f"{name}, {row['arm']}", 0, 0, figures)
+            write_bytes_atomic(table, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode())
+            alone = recipe.train_yolo.real_share == 0
+            summary = summarise(rows, num_test_images=results["test_images"], alone=alone)
+            summary["diagnostics"] = _diagnostics_on_disk(rows, folder)
+            write_bytes_atomic(folder / "bench.json", to_json(summary))
+        write_plots(rows, curves_on_disk(rows, folder), folder)
+        return summary
 
 
 def settings_digest(recipe: Recipe) -> str:
@@ -157,7 +164,7 @@ def settings_digest(recipe: Recipe) -> str:
     the detector's first weights, and the version. Not of where the data lie.
     """
     content = recipe.model_dump(mode="json")
-    model = Path(recipe.train_yolo.model)
+    model = Path(recipe.train_yolo.model).expanduser()
     for section, name in (("data", "root"), ("data", "per_class"), ("train_yolo", "arms"), ("train_yolo", "model")):
         del content[section][name]
     del content["seed"]
@@ -165,7 +172,12 @@ def settings_digest(recipe: Recipe) -> str:
     return hashlib.sha256(to_json([content, weights, __version__])).hexdigest()
 
 
-_UNLIKE = {"settings": "other settings", "data": "other training images or labels", "test": "another test set"}
+_UNLIKE = {
+    "settings": "other settings",
+    "data": "other training images or labels",
+    "held_out": "another test set",
+    "test": "another test set",
+}
 
 
 def _refuse_others(rows: Sequence[dict[str, Any]], name: str, value: str, table: Path) -> None:
@@ -191,7 +203,7 @@ def _check_budgets(cells: dict[tuple[int, int], Recipe], out: Path) -> dict[tupl
         RunError: a class has fewer than K, or two seeds draw the same images: their spread would not be that of draws.
     """
     budgets: dict[tuple[int, int], dict[str, Any]] = {}
-    data = ""
+    data = held_out = ""
     drawn: dict[tuple[int, tuple[str, ...]], int] = {}
     for (k, seed), cell in cells.items():
         sources = load_sources(cell, out / "demo")
@@ -199,8 +211,9 @@ def _check_budgets(cells: dict[tuple[int, int], Recipe], out: Path) -> dict[tupl
         counts = Counter(mark.class_id for image in sources.train for mark in image.annotations)
         defects = {name: counts[class_id] for class_id, name in enumerate(sources.class_names)}
         data = data or images_digest((*sources.train_pool, *sources.train_clean))
+        held_out = held_out or images_digest((*sources.test, *sources.test_clean))
         groups = len({image.group for image in sources.train})
-        budgets[k, seed] = {"defects": defects, "groups": groups, "data": data}
+        budgets[k, seed] = {"defects": defects, "groups": groups, "data": data, "held_out": held_out}
         marked = {mark.class_id for image in sources.train_pool for mark in image.annotations}
         # A class that nothing is marked with was warned of.
         used = {name: count for name, count in defects.items() if sources.class_names.index(name) in marked}

@@ -19,7 +19,7 @@ from defectgen.records import XYXY, Problem
 
 MANIFEST_NAME = "manifest.jsonl"
 FOLDERS = ("images", "labels", "defect_masks")
-REGENERATE = "make the set again with `defectgen synth RECIPE`"
+REGENERATE = "make the set again with `defectgen synth RECIPE --overwrite`"
 
 Task = Literal["detect", "segment"]
 LabelRow = tuple[int, tuple[float, ...]]

@@ -26,6 +26,7 @@ from defectgen.dataset.manifest import (
     MANIFEST_NAME,
     HeaderRow,
     ImageRow,
+    Manifest,
     ManifestError,
     Task,
     json_line,
@@ -207,6 +208,12 @@ def _complete_rows(folder: Path) -> dict[int, ImageRow]:
             continue
         rows[row["index"]] = row
     return {index: rows[index] for index in sorted(rows) if _files_match(folder, rows[index])}
+
+
+def missing_files(folder: Path, manifest: Manifest) -> list[Path]:
+    """Files that the `manifest` of the finished set in `folder` lists, and that are not there."""
+    files = [folder / row[name] for row in manifest.rows for name in ("image", "label", "mask")]
+    return [path for path in files if not path.exists()]
 
 
 def changed_files(folder: Path) -> list[Path]:

@@ -50,21 +50,23 @@ def write_arm(plan: Plan, arm: ArmPlan, out: Path, class_names: Sequence[str], p
         else:
             listed = [f"./train/images/{sample.stem}.png" for sample, count in arm.counts for _ in range(count)]
             write_bytes_atomic(folder / "train.txt", ("\n".join(listed) + "\n").encode())
-            # JSON is YAML. Without `path` the root is this file's folder.
-            data = {"train": "train.txt", "val": "../test/images", "names": list(class_names)}
-            write_bytes_atomic(folder / "data.yaml", to_json(data))
-        content = {
-            "arm": arm.name,
-            "digest": digest,
-            "iterations": arm.schedule.iterations,
-            "epochs": arm.schedule.epochs,
-            "list_length": arm.schedule.list_length,
-            "counts": numbers,
-            "available": arm.available,
-            "files": plan.entries(arm.counts),
-        }
-        # Last: it says that the rest is complete.
-        write_bytes_atomic(folder / "samples.json", to_json(content))
+    # Names and iterations may have changed where the images have not.
+    if plan.task != "classify":
+        # JSON is YAML. Without `path` the root is this file's folder.
+        data = {"train": "train.txt", "val": "../test/images", "names": list(class_names)}
+        write_bytes_atomic(folder / "data.yaml", to_json(data))
+    content = {
+        "arm": arm.name,
+        "digest": digest,
+        "iterations": arm.schedule.iterations,
+        "epochs": arm.schedule.epochs,
+        "list_length": arm.schedule.list_length,
+        "counts": numbers,
+        "available": arm.available,
+        "files": plan.entries(arm.counts),
+    }
+    # Last: it says that the rest is complete.
+    write_bytes_atomic(folder / "samples.json", to_json(content))
     return digest
 
 

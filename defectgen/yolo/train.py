@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import date
 from importlib.metadata import version
 from pathlib import Path
@@ -43,6 +43,7 @@ def train_arms(
     out: Path,
     seed: int,
     progress: Progress,
+    overwrite: bool = False,
     trackers: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Train and evaluate every arm and seed of `config`; the content of `out`/results.json.
@@ -53,22 +54,30 @@ def train_arms(
     Args:
         synthetic: YOLO data-set folder (images/, labels/) per arm other than `real`.
         out: the run's yolo/ folder.
+        overwrite: detectors that were trained with other settings may be replaced.
         trackers: see `trackers.tracked`; they log to logs/ beside `out`.
 
     Raises:
         UsageError: the model is neither a YOLO11 .yaml nor a local .pt.
         DataError: as `plan_arms`.
-        RunError: a training failed; names its log.
+        RunError: a training failed; names its log. A detector of other settings is there, and `overwrite` is false.
     """
     model = resolve_model(config.model)
     plan = plan_arms(config=config, sources=sources, synthetic=synthetic, seed=seed)
     out = out.absolute()
     test_digest = write_test(plan, out, progress)
     results: dict[str, list[dict[str, Any]]] = {}
+    jobs = {
+        (arm.name, index): _job(plan, arm, config, model, sources.class_names, out, seed=seed, index=index)
+        for arm in plan.arms
+        for index in config.seeds
+    }
+    if not overwrite:
+        _refuse_other_settings(jobs.values())
     for arm in plan.arms:
         arm_digest = write_arm(plan, arm, out, sources.class_names, progress)
         for index in config.seeds:
-            job = _job(plan, arm, config, model, sources.class_names, out, seed=seed, index=index)
+            job = jobs[arm.name, index]
             fingerprint = _fingerprint(job, arm_digest, test_digest)
             results.setdefault(arm.name, []).append(_run_or_keep(job, fingerprint, arm, out, progress, trackers))
     summary = collect_results(results, config=config, class_names=sources.class_names, plan=plan)
@@ -184,6 +193,31 @@ def _fingerprint(job: dict[str, Any], arm_digest: str, test_digest: str) -> str:
     return hashlib.sha256(to_json([portable, model, arm_digest, test_digest, computed_by])).hexdigest()
 
 
+# Of a job, what the user sets; what else it says follows from the data, or from where the run folder lies.
+_SETTINGS = ("model", "iterations", "batch", "imgsz", "learning_rate", "mosaic", "scale")
+
+
+def _refuse_other_settings(jobs: Iterable[dict[str, Any]]) -> None:
+    """Raises: RunError where a finished detector would be lost to one of other settings."""
+    for job in jobs:
+        folder = Path(job["save_dir"])
+        before = read_json(folder / "job.json")
+        if before is None or not (folder / "result.json").exists():
+            continue
+        # A model by its name: it may lie elsewhere, and other weights of that name are seen by their hash.
+        was, now = ({**one, "model": Path(one.get("model", "")).name} for one in (before, job))
+        unlike = [
+            f"{name} is {was.get(name)!r} there and {now[name]!r} here"
+            for name in _SETTINGS
+            if was.get(name) != now[name]
+        ]
+        if unlike:
+            raise RunError(
+                f"{folder}: holds a detector of other settings: {'; '.join(unlike)}; choose another --out, or "
+                "--overwrite to train it again"
+            )
+
+
 def _run_or_keep(
     job: dict[str, Any], fingerprint: str, arm: ArmPlan, out: Path, progress: Progress, trackers: Sequence[str]
 ) -> dict[str, Any]:
@@ -194,8 +228,11 @@ def _run_or_keep(
     if kept is not None and kept.get("job_sha256") == fingerprint and weights.is_file():
         progress(label, job["iterations"], job["iterations"], "already trained")
         return kept
+    # They tell of the detector that goes.
+    (out / "results.json").unlink(missing_ok=True)
+    shutil.rmtree(out.parent / "logs" / "yolo" / arm.slug / folder.name, ignore_errors=True)
     shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
     for cache in (*out.glob("test/*.cache"), *folder.parent.glob("train/*.cache")):
         # Pickles that ultralytics loads before it checks them.
         cache.unlink()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from defectgen.bench.cells import run_bench
 from defectgen.errors import RunError
 from defectgen.images import encode_image
 from defectgen.recipe import DEFAULT_ARMS, Recipe
+from defectgen.run import held
 
 
 def of_set(copies: float) -> dict[str, Any]:
@@ -209,6 +211,14 @@ def test_rows_of_other_settings_or_another_test_set_are_not_mixed(recipe: Recipe
     other = recipe.model_copy(update={"train_yolo": recipe.train_yolo.model_copy(update={"iterations": 5})})
     with pytest.raises(RunError, match=r"bench\.jsonl: K 5, seed 0, arm real was measured with other settings"):
         bench(other, tmp_path, ks=[2], num_seeds=1)
+    label = next(path for path in sorted((tmp_path / "demo/test/labels").iterdir()) if path.stat().st_size)
+    text = label.read_text()
+    label.write_text(text.replace("0.", "0.0", 1))
+    runs.recipes = {}
+    with pytest.raises(RunError, match=r"seed 0, arm real was measured with another test set; name another --out"):
+        bench(recipe, tmp_path, ks=[5], num_seeds=1)
+    assert runs.recipes == {}, "refused after hours of training"
+    label.write_text(text)
     runs.test = "u"
     with pytest.raises(RunError, match=r"seed 0, arm real was measured with another test set; name another --out"):
         bench(recipe, tmp_path, ks=[2], num_seeds=1)
@@ -221,7 +231,16 @@ def test_rows_of_other_settings_or_another_test_set_are_not_mixed(recipe: Recipe
     assert {row["test"] for row in read(tmp_path / "small")} == {"v"}
 
 
-def test_settings_are_the_same_wherever_the_data_lie(recipe: Recipe, tmp_path: Path) -> None:
+def test_two_processes_do_not_write_one_table(recipe: Recipe, tmp_path: Path, runs: Runs) -> None:
+    with held(tmp_path / "small"), pytest.raises(RunError, match=r"small: is in use by process \d+"):
+        bench(recipe, tmp_path, ks=[5], num_seeds=1)
+    assert runs.recipes == {}
+
+
+@pytest.mark.skipif(os.name != "posix", reason="~ is told otherwise")
+def test_settings_are_the_same_wherever_the_data_lie(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def moved(**update: Any) -> Recipe:
         return recipe.model_copy(update={"train_yolo": recipe.train_yolo.model_copy(update=update)})
 
@@ -230,6 +249,8 @@ def test_settings_are_the_same_wherever_the_data_lie(recipe: Recipe, tmp_path: P
         path.write_bytes(content)
     digests = [cells.settings_digest(moved(model=str(path), arms=["real"])) for path in weights]
     assert digests[0] == digests[1] != digests[2]
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert cells.settings_digest(moved(model="~/here.pt", arms=["real"])) == digests[0]
     elsewhere = recipe.data.model_copy(update={"root": str(tmp_path), "per_class": 7})
     again = recipe.model_copy(update={"data": elsewhere, "seed": 9})
     assert cells.settings_digest(again) == cells.settings_digest(recipe) != cells.settings_digest(moved(batch=3))

@@ -58,7 +58,7 @@ def test_a_flipped_byte_in_an_image(small_set: Path, position: int) -> None:
 @pytest.mark.parametrize("name", ["images/000002.png", "labels/000002.txt", "defect_masks/000002.png"])
 def test_a_missing_file(small_set: Path, name: str) -> None:
     (small_set / name).unlink()
-    assert the_problem(small_set) == f"{name}: is missing; make the set again with `defectgen synth RECIPE`"
+    assert the_problem(small_set) == f"{name}: is missing; make the set again with `defectgen synth RECIPE --overwrite`"
 
 
 @pytest.mark.parametrize("name", ["images/000009.png", "labels/notes.txt", "defect_masks/deep/a.png"])
@@ -175,8 +175,8 @@ def test_images_that_the_header_does_not_ask_for(small_set: Path) -> None:
     # The header of a set whose image 1 a person rejected; the rows are 0 to 3.
     path.write_text(json.dumps(json.loads(header) | {"rejected": [1]}) + "\n" + "".join(rows))
     assert [str(problem).removeprefix(f"{path}: ") for problem in verify_dataset(small_set)] == [
-        "image 1: is listed, but a person rejected it; make the set again with `defectgen synth RECIPE`",
-        "image 4: is not listed; make the set again with `defectgen synth RECIPE`",
+        "image 1: is listed, but a person rejected it; make the set again with `defectgen synth RECIPE --overwrite`",
+        "image 4: is not listed; make the set again with `defectgen synth RECIPE --overwrite`",
     ]
 
 

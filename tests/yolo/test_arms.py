@@ -172,6 +172,9 @@ def test_written_folder_is_kept_until_the_plan_changes(tmp_path, plan_with):
     for _ in range(2):
         write_arm(plan, plan.arms[0], tmp_path / "yolo", ("scratch", "spot"), lambda *report: reports.append(report))
     assert reports == [("write real", number, 8, "") for number in range(1, 9)]
+    # Names that were corrected are those of the weights, though no image changed.
+    write_arm(plan, plan.arms[0], tmp_path / "yolo", ("Kratzer", "spot"), silent)
+    assert json.loads((tmp_path / "yolo/real/data.yaml").read_text())["names"] == ["Kratzer", "spot"]
 
 
 @pytest.mark.parametrize(

@@ -142,6 +142,39 @@ def test_two_seeds_give_a_verdict_and_one_says_what_it_takes():
     assert "two seeds" in verdict_line(collected((0.2,), (0.3,)))
 
 
+def test_detectors_of_other_settings_are_not_replaced_unasked(tmp_path, make_sources, monkeypatch):
+    def worker(job, log, config_dir, label, progress, trackers=()):
+        if trackers == ("fails",):
+            raise RunError("stopped")
+        weights = job.parent / "weights/last.pt"
+        weights.parent.mkdir()
+        weights.write_bytes(b"weights")
+        facts = {"device": "cpu", "precision": "bf16", "versions": {}}
+        return _run(0.4, 0.5) | facts | {"training": json.loads(job.read_text())["iterations"]}
+
+    monkeypatch.setattr("defectgen.yolo.train._run_worker", worker)
+    sources = make_sources(tmp_path / "sources")
+
+    def train(iterations, **options):
+        config = TrainYolo(arms=["real", "full-real"], imgsz=64, iterations=iterations, batch=4)
+        out = tmp_path / "yolo"
+        return train_arms(config=config, sources=sources, synthetic={}, out=out, seed=0, progress=silent, **options)
+
+    train(4)
+    curve = tmp_path / "logs/yolo/real/seed0/events"
+    curve.parent.mkdir(parents=True)
+    curve.touch()
+    with pytest.raises(RunError, match=r"real/seed0: holds a detector of other settings: iterations is 4 there and 8 "):
+        train(8)
+    assert json.loads((tmp_path / "yolo/results.json").read_text())["arms"]["real"]["seeds"][0]["training"] == 4
+    assert curve.exists()
+    # Figures of a detector that is gone are not left behind.
+    with pytest.raises(RunError, match="stopped"):
+        train(8, overwrite=True, trackers=("fails",))
+    assert not (tmp_path / "yolo/results.json").exists() and not curve.exists()
+    assert train(8, overwrite=True)["arms"]["real"]["seeds"][0]["training"] == 8
+
+
 def test_failing_worker_shows_the_end_of_its_log(tmp_path, make_sources):
     broken = tmp_path / "broken.pt"
     broken.write_bytes(b"no weights")
