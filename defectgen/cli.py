@@ -100,7 +100,7 @@ def _reported(resume: str, log_file: Path | None = None) -> Iterator[None]:
         raise typer.Exit(1) from None
     except KeyboardInterrupt:
         append_log(log_file, "stopped")
-        stderr.print(f"\nstopped; nothing is lost. To go on: {escape(resume)}", highlight=False, soft_wrap=True)
+        stderr.print(f"\nstopped; what was finished stays. To go on: {escape(resume)}", highlight=False, soft_wrap=True)
         raise typer.Exit(130) from None
 
 

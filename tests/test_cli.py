@@ -502,7 +502,7 @@ def test_interrupted_command_says_how_to_go_on(
     monkeypatch.setattr(sys, "argv", ["defectgen", "fit", "my tiny.yaml", "--set", "place.scale=[1, 2]"])
     result = run("fit", recipe, "--out", tmp_path / "out")
     assert result.exit_code == 130 and result.stdout == ""
-    resume = result.stderr.removeprefix("\nstopped; nothing is lost. To go on: ")
+    resume = result.stderr.removeprefix("\nstopped; what was finished stays. To go on: ")
     assert shlex.split(resume) == sys.argv
 
 
