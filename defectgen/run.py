@@ -308,7 +308,16 @@ def run_synth(
     with open_run(recipe, out, overwrite=overwrite):
         sources = read_sources(recipe, out, progress)
         _check_data(recipe, sources, out, overwrite=overwrite)
-        return _synth(recipe, sources, out, workers=workers, progress=progress, trackers=trackers, reviews=reviews)
+        return _synth(
+            recipe,
+            sources,
+            out,
+            workers=workers,
+            progress=progress,
+            trackers=trackers,
+            reviews=reviews,
+            overwrite=overwrite,
+        )
 
 
 def run_preview(
@@ -344,7 +353,9 @@ def _synth(
     trackers: Sequence[str] = (),
     name: str = "dataset",
     reviews: Sequence[Path] = (),
+    overwrite: bool = False,
 ) -> dict[str, Any]:
+    """Images of the finished set of which files are missing, or with `overwrite` were changed, are made again."""
     from defectgen.dataset.sheet import write_contact_sheets
     from defectgen.dataset.write import summarise
 
@@ -352,16 +363,19 @@ def _synth(
     num_images = recipe.synth.num_images
     made = read_manifest(folder / MANIFEST_NAME) if folder.exists() else None
     rejected = _rejected(recipe, sources, made, reviews)
-    is_asked_for = made is not None and rejected == made.header.get("rejected", [])
-    if made is not None and is_asked_for and not missing_files(folder, made):
-        progress("synth", num_images, num_images, "already made")
-        return summarise(made.rows, sources.class_names)
-    if made is not None and (changed := changed_files(folder)):
-        raise RunError(
-            f"{changed[0]}: was changed since it was made (so were {len(changed) - 1} others), and "
-            f"{'what is missing' if is_asked_for else 'a review'} would make it again; keep your changes with "
-            "`defectgen export`, or restore the files from what was made"
-        )
+    if made is not None:
+        is_asked_for = rejected == made.header.get("rejected", [])
+        is_whole = is_asked_for and not missing_files(folder, made)
+        changed = [] if is_whole and not overwrite else changed_files(folder)
+        if is_whole and not changed:
+            progress("synth", num_images, num_images, "already made")
+            return summarise(made.rows, sources.class_names)
+        if changed and not overwrite:
+            raise RunError(
+                f"{changed[0]}: was changed since it was made (so were {len(changed) - 1} others), and "
+                f"{'what is missing' if is_asked_for else 'a review'} would make it again; keep your changes with "
+                "`defectgen export`, or restore the files from what was made (`defectgen synth RECIPE --overwrite`)"
+            )
     fit(recipe, sources, out / "generator", progress=progress, trackers=trackers)
     regions = regions_sha256(recipe, _bases(recipe, sources))
     _begin(partial, out / "generator", [fit_fingerprint(recipe, sources), regions])
@@ -481,6 +495,7 @@ def run_train_yolo(
         if set(arms) - {"real", "real+aug", "full-real"}:
             _check_data(recipe, sources, out, overwrite=overwrite)
             _check_task(recipe, out)
+            # Not with `overwrite`, by which detectors are trained again: labels may have been corrected by hand.
             _synth(recipe, sources, out, workers=workers, progress=progress, trackers=trackers, reviews=reviews)
             synthetic["real+defectgen"] = out / "dataset"
         elif reviews:

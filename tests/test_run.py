@@ -227,7 +227,7 @@ def test_set_whose_last_move_fails_is_not_made_again(
     assert not list(out.glob(".dataset*"))
 
 
-@pytest.mark.parametrize("lost", ["images/000001.png", "labels/000002.txt", "defect_masks/000000.png"])
+@pytest.mark.parametrize("lost", ["images/000001.png", "labels/000002.txt", "defect_masks/000000.png", "data.yaml"])
 def test_file_missing_from_a_finished_set_is_made_again(
     fitted: Any, made: Path, tmp_path: Path, toys: Any, one_process: None, lost: str
 ) -> None:
@@ -241,6 +241,8 @@ def test_file_missing_from_a_finished_set_is_made_again(
     with pytest.raises(RunError, match=r"000003\.txt: was changed since .* what is missing would make it again; keep"):
         synth(fitted.recipe, out)
     assert (out / "dataset/labels/000003.txt").read_text() == "0 0.5 0.5 0.25 0.25\n"
+    synth(fitted.recipe, out, overwrite=True)
+    assert toys.read_tree(out / "dataset") == toys.read_tree(made / "dataset")
 
 
 @pytest.mark.parametrize("text", [None, "{"])

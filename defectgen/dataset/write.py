@@ -211,9 +211,9 @@ def _complete_rows(folder: Path) -> dict[int, ImageRow]:
 
 
 def missing_files(folder: Path, manifest: Manifest) -> list[Path]:
-    """Files that the `manifest` of the finished set in `folder` lists, and that are not there."""
+    """Files of the finished set in `folder`, as its `manifest` lists them, and data.yaml, that are not there."""
     files = [folder / row[name] for row in manifest.rows for name in ("image", "label", "mask")]
-    return [path for path in files if not path.exists()]
+    return [path for path in (*files, folder / "data.yaml") if not path.exists()]
 
 
 def changed_files(folder: Path) -> list[Path]:

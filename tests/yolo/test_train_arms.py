@@ -232,7 +232,7 @@ def test_arms_are_trained_evaluated_and_kept(tmp_path, make_sources, make_synthe
     lines.clear()
     changed = {**arguments, "config": config.model_copy(update={"learning_rate": 0.001, "arms": ["real"]})}
     if model == "yolo11n.yaml":
-        train_arms(**changed, progress=note)
+        train_arms(**changed, progress=note, overwrite=True)
         notes = {(stage, text) for stage, _, _, text in lines}
         assert ("real, seed0", "already trained") not in notes
         assert ("real, seed0, evaluating", "on 5 test images") in notes
