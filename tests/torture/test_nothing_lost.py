@@ -89,7 +89,7 @@ def test_killed_it_goes_on(stage: str, count: int, recipe: Recipe, whole: Any, b
     for moment in moments(count, whole[1][stage], seed=1):
         out = before(stage)
         # Twice: what goes on can be killed, too.
-        for part in (moment, moment / 2):
+        for part in (moment / 2, moment):
             killed += kill_after(part, stage, recipe, out)
             assert_nothing_torn(out)
         finish(stage, recipe, out)
@@ -144,7 +144,7 @@ def test_killed_review_goes_on(count: int, recipe: Recipe, before_review: Any, t
     killed = 0
     for moment in moments(count, seconds, seed=2):
         out = before_review(tmp_path)
-        for part in (moment, moment / 2):
+        for part in (moment / 2, moment):
             killed += kill_after(part, "review", recipe, out)
             assert_nothing_torn(out)
             # One of the two is whole at every moment.
