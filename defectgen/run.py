@@ -473,7 +473,7 @@ def run_train_yolo(
         UsageError: `train_yolo.model` is a .pt file, which can run code when it is loaded, and is not trusted.
     """
     from defectgen.yolo.arms import check_sources
-    from defectgen.yolo.train import resolve_model, train_arms
+    from defectgen.yolo.train import refuse_other_settings, resolve_model, train_arms
 
     model = resolve_model(recipe.train_yolo.model)
     if model.endswith(".pt") and not trust_checkpoint:
@@ -490,6 +490,8 @@ def run_train_yolo(
             )
         # Before hours are spent on sets that could not be used.
         check_sources(sources, recipe.train_yolo)
+        if not overwrite:
+            refuse_other_settings(recipe.train_yolo, out / "yolo")
         arms = recipe.train_yolo.arms
         synthetic: dict[str, Path] = {}
         if set(arms) - {"real", "real+aug", "full-real"}:
@@ -509,7 +511,6 @@ def run_train_yolo(
             synthetic={arm: path for arm, path in synthetic.items() if arm in arms},
             out=out / "yolo",
             seed=recipe.seed,
-            overwrite=overwrite,
             progress=progress,
             trackers=trackers,
         )
@@ -644,7 +645,8 @@ def _in_workers(job: _Job, indexes: list[int], workers: int) -> Iterator[tuple[i
     except BrokenProcessPool:
         if not started:
             raise RunError(
-                "synth: a worker process ended before its first image; what it printed stands above. In a script of "
+                f"synth: one of {workers} worker processes ended before its first image; what it printed stands above. "
+                "If it printed nothing, it was killed, perhaps for lack of memory: try fewer --workers. In a script of "
                 "your own, call this below `if __name__ == '__main__':`, as each worker imports the script"
             ) from None
         raise RunError(

@@ -272,10 +272,11 @@ def test_damaged_control_set_is_made_again(made: Path, tmp_path: Path, fitted: A
 def test_worker_ends_with_the_process_that_began_it(tmp_path: Path) -> None:
     script = tmp_path / "parent.py"
     script.write_text(
-        "import multiprocessing, os, signal\n"
+        "import multiprocessing, os, time\n"
         "import defectgen.run as running\n"
         "def wait():\n"
-        "    running._end_with(multiprocessing.parent_process())\n"
+        "    running._start_worker(None)\n"
+        "    time.sleep(600)\n"
         "if __name__ == '__main__':\n"
         "    worker = multiprocessing.get_context('spawn').Process(target=wait)\n"
         "    worker.start()\n"
@@ -588,6 +589,20 @@ def test_detector_needs_held_out_real_images(out: Path, fitted: Any) -> None:
     (out / "demo/test/labels").mkdir()
     with pytest.raises(DefectgenError, match=r"test/images: holds no image"):
         run_train_yolo(fitted.recipe, out, workers=1, progress=silent)
+
+
+def test_detector_of_other_settings_is_refused_before_a_set_is_made(fitted: Any, out: Path) -> None:
+    trained = out / "yolo/real/seed0"
+    trained.mkdir(parents=True)
+    config = fitted.recipe.train_yolo
+    settings = {"model": "/elsewhere/yolo11n.yaml", "batch": config.batch + 1}
+    (trained / "job.json").write_text(json.dumps(settings))
+    (trained / "result.json").write_text("{}")
+    with pytest.raises(
+        RunError, match=rf"of other settings: .*batch is {config.batch + 1} there and {config.batch} here"
+    ):
+        run_train_yolo(fitted.recipe, out, workers=1, progress=silent)
+    assert not (out / "dataset").exists() and not (out / "dataset.partial").exists()
 
 
 @pytest.mark.parametrize("fault", ["leak", "boxes"])

@@ -100,20 +100,13 @@ def run_bench(
                 there = [row["arm"] for row in rows if (row["k"], row["seed"]) == (k, seed)]
                 chosen = [arm for arm in get_args(Arm) if arm in there or arm in (arms or plan.arms)]
                 cells[k, seed] = cell_recipe(recipe, k, seed, pinned_by_profile | {"arms": chosen, "seeds": [0]})
-        settings = settings_digest(next(iter(cells.values())))
-        if overwrite:
-            rows = [row for row in rows if row.get("settings") == settings]
-        _refuse_others(rows, "settings", settings, table)
+        first, *_ = cells.values()
+        # Cheap before dear: reading the data takes long where they are many.
+        rows = _comparable(rows, "settings", settings := settings_digest(first), table, overwrite)
         budgets = _check_budgets(cells, out)
-        data = next(iter(budgets.values()))["data"]
-        if overwrite:
-            rows = [row for row in rows if row.get("data") == data]
-        _refuse_others(rows, "data", data, table)
-        # Rows from before this was written are judged by their test set, after the training.
-        held_out = next(iter(budgets.values()))["held_out"]
-        if overwrite:
-            rows = [row for row in rows if row.get("held_out", held_out) == held_out]
-        _refuse_others([row for row in rows if "held_out" in row], "held_out", held_out, table)
+        common = {"settings": settings, **{name: next(iter(budgets.values()))[name] for name in ("data", "test")}}
+        for name in ("data", "test"):
+            rows = _comparable(rows, name, common[name], table, overwrite)
         summary: dict[str, Any] = {}
         for number, ((k, seed), cell) in enumerate(cells.items(), 1):
             name = f"run {number} of {len(cells)}, K {k}, seed {seed}"
@@ -133,12 +126,9 @@ def run_bench(
             )
             # Until a cell is done again, its rows stay: they say which arms it has.
             rows = [row for row in rows if (row["k"], row["seed"]) != (k, seed)]
-            if overwrite:
-                rows = [row for row in rows if row["test"] == results["test_sha256"]]
-            _refuse_others(rows, "test", results["test_sha256"], table)
-            measured_with = {"settings": settings, "test": results["test_sha256"], **budgets[k, seed]}
             of_cell = [
-                row | measured_with for row in cell_rows(results, recipe=recipe.name, profile=profile, k=k, seed=seed)
+                row | {"settings": settings, **budgets[k, seed]}
+                for row in cell_rows(results, recipe=recipe.name, profile=profile, k=k, seed=seed)
             ]
             rows = sorted([*rows, *of_cell], key=lambda row: (row["k"], row["seed"]))
             if OWN_ARM in results["arms"]:
@@ -175,35 +165,38 @@ def settings_digest(recipe: Recipe) -> str:
 _UNLIKE = {
     "settings": "other settings",
     "data": "other training images or labels",
-    "held_out": "another test set",
     "test": "another test set",
 }
 
 
-def _refuse_others(rows: Sequence[dict[str, Any]], name: str, value: str, table: Path) -> None:
-    """Rows of unlike settings, training data or test sets cannot stand in one table.
+def _comparable(
+    rows: list[dict[str, Any]], name: str, value: str, table: Path, overwrite: bool
+) -> list[dict[str, Any]]:
+    """Those that may stand in one table with this run's: of the same `value` for `name`.
 
     Raises:
-        RunError: a row has another `value` for `name` than this run.
+        RunError: a row has another, and `overwrite` is false.
     """
-    for row in rows:
-        if row.get(name) != value:
-            raise RunError(
-                f"{table}: K {row['k']}, seed {row['seed']}, arm {row['arm']} was measured with {_UNLIKE[name]}; name "
-                "another --out, or give --overwrite and every --k and all --seeds"
-            )
+    alike = [row for row in rows if row.get(name) == value]
+    if not overwrite and len(alike) < len(rows):
+        row = next(row for row in rows if row not in alike)
+        raise RunError(
+            f"{table}: K {row['k']}, seed {row['seed']}, arm {row['arm']} was measured with {_UNLIKE[name]}; name "
+            "another --out, or give --overwrite and every --k and all --seeds"
+        )
+    return alike
 
 
 def _check_budgets(cells: dict[tuple[int, int], Recipe], out: Path) -> dict[tuple[int, int], dict[str, Any]]:
     """Of each cell the real defects per class (whole images are drawn, so that common ones may have more than K), and
-    of how many groups: few groups show few kinds of defect, however many there are; and a hash of what all are drawn
-    from, which is the same for every cell.
+    of how many groups: few groups show few kinds of defect, however many there are; and two hashes that are
+    the same for every cell: of what all are drawn from, and of the test set.
 
     Raises:
         RunError: a class has fewer than K, or two seeds draw the same images: their spread would not be that of draws.
     """
     budgets: dict[tuple[int, int], dict[str, Any]] = {}
-    data = held_out = ""
+    data = test = ""
     drawn: dict[tuple[int, tuple[str, ...]], int] = {}
     for (k, seed), cell in cells.items():
         sources = load_sources(cell, out / "demo")
@@ -211,9 +204,9 @@ def _check_budgets(cells: dict[tuple[int, int], Recipe], out: Path) -> dict[tupl
         counts = Counter(mark.class_id for image in sources.train for mark in image.annotations)
         defects = {name: counts[class_id] for class_id, name in enumerate(sources.class_names)}
         data = data or images_digest((*sources.train_pool, *sources.train_clean))
-        held_out = held_out or images_digest((*sources.test, *sources.test_clean))
+        test = test or images_digest((*sources.test, *sources.test_clean))
         groups = len({image.group for image in sources.train})
-        budgets[k, seed] = {"defects": defects, "groups": groups, "data": data, "held_out": held_out}
+        budgets[k, seed] = {"defects": defects, "groups": groups, "data": data, "test": test}
         marked = {mark.class_id for image in sources.train_pool for mark in image.annotations}
         # A class that nothing is marked with was warned of.
         used = {name: count for name, count in defects.items() if sources.class_names.index(name) in marked}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import os
 import re
@@ -11,7 +12,7 @@ import signal
 import subprocess
 import sys
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from datetime import date
 from importlib.metadata import version
 from pathlib import Path
@@ -43,41 +44,32 @@ def train_arms(
     out: Path,
     seed: int,
     progress: Progress,
-    overwrite: bool = False,
     trackers: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Train and evaluate every arm and seed of `config`; the content of `out`/results.json.
 
     Finished trainings whose job (settings, lists, images, labels, weights) is unchanged are kept, so that a stopped
-    run continues.
+    run continues; others are replaced (`refuse_other_settings`).
 
     Args:
         synthetic: YOLO data-set folder (images/, labels/) per arm other than `real`.
         out: the run's yolo/ folder.
-        overwrite: detectors that were trained with other settings may be replaced.
         trackers: see `trackers.tracked`; they log to logs/ beside `out`.
 
     Raises:
         UsageError: the model is neither a YOLO11 .yaml nor a local .pt.
         DataError: as `plan_arms`.
-        RunError: a training failed; names its log. A detector of other settings is there, and `overwrite` is false.
+        RunError: a training failed; names its log.
     """
     model = resolve_model(config.model)
     plan = plan_arms(config=config, sources=sources, synthetic=synthetic, seed=seed)
     out = out.absolute()
     test_digest = write_test(plan, out, progress)
     results: dict[str, list[dict[str, Any]]] = {}
-    jobs = {
-        (arm.name, index): _job(plan, arm, config, model, sources.class_names, out, seed=seed, index=index)
-        for arm in plan.arms
-        for index in config.seeds
-    }
-    if not overwrite:
-        _refuse_other_settings(jobs.values())
     for arm in plan.arms:
         arm_digest = write_arm(plan, arm, out, sources.class_names, progress)
         for index in config.seeds:
-            job = jobs[arm.name, index]
+            job = _job(plan, arm, config, model, sources.class_names, out, seed=seed, index=index)
             fingerprint = _fingerprint(job, arm_digest, test_digest)
             results.setdefault(arm.name, []).append(_run_or_keep(job, fingerprint, arm, out, progress, trackers))
     summary = collect_results(results, config=config, class_names=sources.class_names, plan=plan)
@@ -86,6 +78,48 @@ def train_arms(
     summary["sets_sha256"] = {arm: sha256_file(path) for arm, path in manifests.items() if path.exists()}
     write_bytes_atomic(out / "results.json", to_json(summary))
     return summary
+
+
+def refuse_other_settings(config: TrainYolo, out: Path) -> None:
+    """Of what the user sets: what follows from the data changes with it, and the detectors are trained anew.
+
+    Args:
+        out: the run's yolo/ folder.
+
+    Raises:
+        RunError: a finished detector would be lost to one of other settings.
+    """
+    now = _settings(config)
+    for arm, index in itertools.product(config.arms, config.seeds):
+        folder = out / arm_slug(arm) / f"seed{index}"
+        was = read_json(folder / "job.json")
+        if was is None or not (folder / "result.json").exists():
+            continue
+        # A model by its name: it may lie elsewhere, and other weights of that name are seen by their hash.
+        was["model"] = Path(was.get("model", "")).name
+        unlike = [
+            f"{name} is {was.get(name)!r} there and {value!r} here"
+            for name, value in now.items()
+            if was.get(name) != value
+        ]
+        if unlike:
+            raise RunError(
+                f"{folder}: holds a detector of other settings: {'; '.join(unlike)}; choose another --out, or "
+                "--overwrite to train it again"
+            )
+
+
+def _settings(config: TrainYolo) -> dict[str, Any]:
+    """Of a job, what the user sets."""
+    return {
+        "model": Path(config.model).name,
+        "iterations": config.iterations,
+        "batch": config.batch,
+        "imgsz": config.imgsz,
+        "learning_rate": config.learning_rate,
+        "mosaic": config.mosaic,
+        "scale": config.scale_jitter,
+    }
 
 
 def label_agreement(out: Path, arm: str, *, judge: str, progress: Progress) -> dict[str, Any]:
@@ -162,18 +196,13 @@ def _job(
     folder = out / arm.slug
     return {
         "version": _JOB_VERSION,
+        **_settings(config),
         "task": plan.task,
         "model": model,
         "data": str(folder if plan.task == "classify" else folder / "data.yaml"),
         "test": str(out / "test"),
         "save_dir": str(folder / f"seed{index}"),
         "epochs": arm.schedule.epochs,
-        "iterations": arm.schedule.iterations,
-        "batch": config.batch,
-        "imgsz": config.imgsz,
-        "learning_rate": config.learning_rate,
-        "mosaic": config.mosaic,
-        "scale": config.scale_jitter,
         "torch_seed": derive_seed(seed, "yolo", "train", index) % 2**31,
         "class_names": list(class_names),
         "clean_stems": list(plan.clean_stems),
@@ -193,31 +222,6 @@ def _fingerprint(job: dict[str, Any], arm_digest: str, test_digest: str) -> str:
     return hashlib.sha256(to_json([portable, model, arm_digest, test_digest, computed_by])).hexdigest()
 
 
-# Of a job, what the user sets; what else it says follows from the data, or from where the run folder lies.
-_SETTINGS = ("model", "iterations", "batch", "imgsz", "learning_rate", "mosaic", "scale")
-
-
-def _refuse_other_settings(jobs: Iterable[dict[str, Any]]) -> None:
-    """Raises: RunError where a finished detector would be lost to one of other settings."""
-    for job in jobs:
-        folder = Path(job["save_dir"])
-        before = read_json(folder / "job.json")
-        if before is None or not (folder / "result.json").exists():
-            continue
-        # A model by its name: it may lie elsewhere, and other weights of that name are seen by their hash.
-        was, now = ({**one, "model": Path(one.get("model", "")).name} for one in (before, job))
-        unlike = [
-            f"{name} is {was.get(name)!r} there and {now[name]!r} here"
-            for name in _SETTINGS
-            if was.get(name) != now[name]
-        ]
-        if unlike:
-            raise RunError(
-                f"{folder}: holds a detector of other settings: {'; '.join(unlike)}; choose another --out, or "
-                "--overwrite to train it again"
-            )
-
-
 def _run_or_keep(
     job: dict[str, Any], fingerprint: str, arm: ArmPlan, out: Path, progress: Progress, trackers: Sequence[str]
 ) -> dict[str, Any]:
@@ -232,7 +236,7 @@ def _run_or_keep(
     (out / "results.json").unlink(missing_ok=True)
     shutil.rmtree(out.parent / "logs" / "yolo" / arm.slug / folder.name, ignore_errors=True)
     shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(parents=True)
     for cache in (*out.glob("test/*.cache"), *folder.parent.glob("train/*.cache")):
         # Pickles that ultralytics loads before it checks them.
         cache.unlink()

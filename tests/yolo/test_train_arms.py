@@ -14,7 +14,7 @@ from defectgen.progress import silent
 from defectgen.recipe import TrainYolo
 from defectgen.yolo.environment import _container_cores, num_threads, worker_environment
 from defectgen.yolo.results import collect_results, mean_metrics, missed_weights, results_tables, verdict_line
-from defectgen.yolo.train import resolve_model, train_arms
+from defectgen.yolo.train import refuse_other_settings, resolve_model, train_arms
 
 
 def test_missing_weights_are_not_downloaded(tmp_path):
@@ -155,9 +155,11 @@ def test_detectors_of_other_settings_are_not_replaced_unasked(tmp_path, make_sou
     monkeypatch.setattr("defectgen.yolo.train._run_worker", worker)
     sources = make_sources(tmp_path / "sources")
 
-    def train(iterations, **options):
+    def train(iterations, *, overwrite=False, **options):
         config = TrainYolo(arms=["real", "full-real"], imgsz=64, iterations=iterations, batch=4)
         out = tmp_path / "yolo"
+        if not overwrite:
+            refuse_other_settings(config, out)
         return train_arms(config=config, sources=sources, synthetic={}, out=out, seed=0, progress=silent, **options)
 
     train(4)
@@ -232,7 +234,7 @@ def test_arms_are_trained_evaluated_and_kept(tmp_path, make_sources, make_synthe
     lines.clear()
     changed = {**arguments, "config": config.model_copy(update={"learning_rate": 0.001, "arms": ["real"]})}
     if model == "yolo11n.yaml":
-        train_arms(**changed, progress=note, overwrite=True)
+        train_arms(**changed, progress=note)
         notes = {(stage, text) for stage, _, _, text in lines}
         assert ("real, seed0", "already trained") not in notes
         assert ("real, seed0, evaluating", "on 5 test images") in notes
