@@ -40,6 +40,12 @@ TINY: dict[str, Any] = {
 }
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with long tests first, or one of two processes (`-n 2`) ends long after the other."""
+    slow = {item.path for item in items if {"torture", "long"} & {mark.name for mark in item.iter_markers()}}
+    items.sort(key=lambda item: item.path not in slow)
+
+
 def tiny_recipe(**sections: Any) -> Recipe:
     """The tiny recipe; fields of sections are merged over its own."""
     merged = {

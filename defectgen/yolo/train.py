@@ -49,7 +49,8 @@ def train_arms(
     """Train and evaluate every arm and seed of `config`; the content of `out`/results.json.
 
     Finished trainings whose job (settings, lists, images, labels, weights) is unchanged are kept, so that a stopped
-    run continues; others are replaced (`refuse_other_settings`).
+    run continues; others are replaced (`refuse_other_settings`). Where the test set alone is another, they are judged
+    again.
 
     Args:
         synthetic: YOLO data-set folder (images/, labels/) per arm other than `real`.
@@ -70,8 +71,10 @@ def train_arms(
         arm_digest = write_arm(plan, arm, out, sources.class_names, progress)
         for index in config.seeds:
             job = _job(plan, arm, config, model, sources.class_names, out, seed=seed, index=index)
-            fingerprint = _fingerprint(job, arm_digest, test_digest)
-            results.setdefault(arm.name, []).append(_run_or_keep(job, fingerprint, arm, out, progress, trackers))
+            trained_sha256 = _fingerprint(job, arm_digest)
+            judged_sha256 = hashlib.sha256(to_json([trained_sha256, test_digest])).hexdigest()
+            fingerprints = {"trained_sha256": trained_sha256, "judged_sha256": judged_sha256}
+            results.setdefault(arm.name, []).append(_run_or_keep(job, fingerprints, arm, out, progress, trackers))
     summary = collect_results(results, config=config, class_names=sources.class_names, plan=plan)
     summary["test_sha256"] = test_digest
     manifests = {arm: folder / "manifest.jsonl" for arm, folder in synthetic.items()}
@@ -211,45 +214,61 @@ def _job(
     }
 
 
-def _fingerprint(job: dict[str, Any], arm_digest: str, test_digest: str) -> str:
-    """A hash of everything the result follows from, wherever the run folder lies: a training from another machine, or
+# What a job says of the test set, and of where files lie.
+_NOT_TRAINED_WITH = ("data", "test", "save_dir", "model", "clean_stems", "num_clean_images", "num_test_files")
+
+
+def _fingerprint(job: dict[str, Any], arm_digest: str) -> str:
+    """A hash of everything the weights follow from, wherever the run folder lies: a training from another machine, or
     from before an update, is not compared with a new one.
     """
-    portable = {key: value for key, value in job.items() if key not in ("data", "test", "save_dir", "model")}
+    portable = {key: value for key, value in job.items() if key not in _NOT_TRAINED_WITH}
     model = sha256_file(Path(job["model"])) if job["model"].endswith(".pt") else job["model"]
     device = best_device()
     computed_by = [device.type, bf16_pays(device), *(version(name) for name in ("torch", "ultralytics"))]
-    return hashlib.sha256(to_json([portable, model, arm_digest, test_digest, computed_by])).hexdigest()
+    return hashlib.sha256(to_json([portable, model, arm_digest, computed_by])).hexdigest()
 
 
 def _run_or_keep(
-    job: dict[str, Any], fingerprint: str, arm: ArmPlan, out: Path, progress: Progress, trackers: Sequence[str]
+    job: dict[str, Any],
+    fingerprints: dict[str, str],
+    arm: ArmPlan,
+    out: Path,
+    progress: Progress,
+    trackers: Sequence[str],
 ) -> dict[str, Any]:
+    """What is in result.json. A detector judged by another test set is judged again; of other data, trained again."""
     folder = Path(job["save_dir"])
     label = f"{arm.name}, {folder.name}"
     weights = folder / "weights" / "last.pt"
-    kept = read_json(folder / "result.json")
-    if kept is not None and kept.get("job_sha256") == fingerprint and weights.is_file():
+    kept = read_json(folder / "result.json") or {}
+    is_trained = kept.get("trained_sha256") == fingerprints["trained_sha256"] and weights.is_file()
+    if is_trained and kept.get("judged_sha256") == fingerprints["judged_sha256"]:
         progress(label, job["iterations"], job["iterations"], "already trained")
         return kept
-    # They tell of the detector that goes.
+    # It tells of the detector that goes, or of the other test set.
     (out / "results.json").unlink(missing_ok=True)
-    shutil.rmtree(out.parent / "logs" / "yolo" / arm.slug / folder.name, ignore_errors=True)
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
+    if is_trained:
+        job = job | {"weights": str(weights)}
+    else:
+        shutil.rmtree(out.parent / "logs" / "yolo" / arm.slug / folder.name, ignore_errors=True)
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
     for cache in (*out.glob("test/*.cache"), *folder.parent.glob("train/*.cache")):
         # Pickles that ultralytics loads before it checks them.
         cache.unlink()
     write_bytes_atomic(folder / "job.json", to_json(job))
     log = folder.parent / "log.txt"
     figures = _run_worker(folder / "job.json", log, out / ".ultralytics", label, progress, trackers)
+    if is_trained:
+        figures["training"] = kept["training"]
     relative = weights.relative_to(out).as_posix()
     seed_index = int(folder.name.removeprefix("seed"))
     result = {
         "arm": arm.name,
         "seed": seed_index,
         "date": date.today().isoformat(),
-        "job_sha256": fingerprint,
+        **fingerprints,
         "weights": relative,
         **figures,
     }

@@ -3,6 +3,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -188,6 +189,40 @@ def test_failing_worker_shows_the_end_of_its_log(tmp_path, make_sources):
     assert not (tmp_path / "yolo/results.json").exists()
 
 
+def test_another_test_set_costs_no_training(tmp_path, make_sources, monkeypatch):
+    jobs = []
+
+    def worker(job, log, config_dir, label, progress, trackers=()):
+        settings = json.loads(job.read_text())
+        jobs.append(settings)
+        weights = job.parent / "weights/last.pt"
+        if "weights" not in settings:
+            weights.parent.mkdir()
+            weights.write_bytes(b"weights")
+        facts = {"device": "cpu", "precision": "bf16", "versions": {}}
+        training = None if "weights" in settings else {"iterations": 4}
+        return _run(settings["num_test_files"] / 100, 0.5) | facts | {"training": training}
+
+    monkeypatch.setattr("defectgen.yolo.train._run_worker", worker)
+    sources = make_sources(tmp_path / "sources")
+    config = TrainYolo(arms=["real"], imgsz=64, iterations=4, batch=4)
+
+    def train(sources):
+        out = tmp_path / "yolo"
+        found = train_arms(config=config, sources=sources, synthetic={}, out=out, seed=0, progress=silent)
+        return found["arms"]["real"]["seeds"][0]
+
+    first = train(sources)
+    fewer = replace(sources, test=sources.test[:-1])
+    again = train(fewer)
+    assert jobs[1]["weights"] == str(tmp_path / "yolo/real/seed0/weights/last.pt")
+    assert again["metrics"] != first["metrics"] and again["training"] == first["training"] == {"iterations": 4}
+    assert train(fewer) == again and len(jobs) == 2
+    # Other training data, other weights.
+    train(replace(fewer, train=sources.train[:-1]))
+    assert "weights" not in jobs[2]
+
+
 @pytest.mark.long
 @pytest.mark.parametrize("model", ["yolo11n.yaml", "yolo11n-seg.yaml", "yolo11n-obb.yaml"])
 def test_arms_are_trained_evaluated_and_kept(tmp_path, make_sources, make_synthetic, model):
@@ -231,6 +266,17 @@ def test_arms_are_trained_evaluated_and_kept(tmp_path, make_sources, make_synthe
     assert train_arms(**arguments, progress=note) == results
     assert lines == [(f"{arm}, seed0", 5, 5, "already trained") for arm in ("real", "real+defectgen")]
 
+    if model == "yolo11n.yaml":
+        lines.clear()
+        sources = arguments["sources"]
+        fewer = train_arms(**arguments | {"sources": replace(sources, test=sources.test[:2])}, progress=note)
+        assert not [line for line in lines if line[3].startswith("loss")]
+        assert fewer["arms"]["real"]["seeds"][0]["training"] == results["arms"]["real"]["seeds"][0]["training"]
+        assert sum(row["defects"] for row in fewer["arms"]["real"]["seeds"][0]["metrics"]["per_class"]) < 3
+        # Judged by the first test set again, it has its first figures.
+        (run,) = train_arms(**arguments, progress=note)["arms"]["real"]["seeds"]
+        assert run["metrics"] == results["arms"]["real"]["seeds"][0]["metrics"]
+
     lines.clear()
     changed = {**arguments, "config": config.model_copy(update={"learning_rate": 0.001, "arms": ["real"]})}
     if model == "yolo11n.yaml":
@@ -252,7 +298,7 @@ def test_trackers_get_a_detectors_curves_and_change_nothing_of_it(tmp_path, make
         out = tmp_path / name / "yolo"
         (run,) = train_arms(config=config, out=out, trackers=trackers, **arguments)["arms"]["real"]["seeds"]
         losses = run["training"]["loss_curve"]
-        found[name] = (run["metrics"], losses, run["job_sha256"], out / run["weights"])
+        found[name] = (run["metrics"], losses, run["judged_sha256"], out / run["weights"])
     assert not (tmp_path / "plain/logs").exists()
     plain, tracked = found.values()
     assert plain[:3] == tracked[:3]
