@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
+import torch
 
 import defectgen.dataset.screen
 import defectgen.studio
@@ -38,6 +41,14 @@ TINY: dict[str, Any] = {
     "synth": {"num_images": 4},
     "train_yolo": {"imgsz": 64, "iterations": 4, "batch": 4},
 }
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Of processes beside each other (`-n 2`) each takes one thread, and so do those that it starts."""
+    if hasattr(config, "workerinput"):
+        os.environ.setdefault("OMP_NUM_THREADS", "1")
+        torch.set_num_threads(1)
+        cv2.setNumThreads(1)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
