@@ -515,7 +515,7 @@ def bench(
         str | None, typer.Option("--k", metavar="5,10,20", help="Real defects per class. Default: 10; 5,10,20.")
     ] = None,
     arms: Annotated[str | None, typer.Option("--arms", help="Comma-separated; default: the profile's.")] = None,
-    out: Out = None,
+    out: Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Default: runs/<recipe name>-bench.")] = None,
     overrides: Set = None,
     workers: Workers = None,
     as_json: AsJson = False,

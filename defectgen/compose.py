@@ -99,7 +99,7 @@ def compose(recipe: Recipe, sources: Sources, studio: Studio, index: int, *, wat
     listed = ", ".join(f"{count} x {reason}" for reason, count in sorted(reasons.items(), key=lambda pair: -pair[1]))
     raise RunError(
         f"image {index}: no defect was accepted on {recipe.synth.max_tries} clean images ({listed}); "
-        "look at `defectgen synth --preview 8`, fit longer (generator.steps), or screen less "
+        "look at `defectgen synth RECIPE --preview 8`, fit longer (generator.steps), or screen less "
         "(screen.min_probability, screen.min_contrast, labels.min_change)"
     )
 

@@ -55,7 +55,7 @@ from defectgen.studio import Studio, fit, fit_fingerprint, load_studio
 # lie, and a test set that is named later.
 FIT_FIELDS = ("seed", "data", "generator", "place.flip", "place.quarter_turns", "labels.min_change")
 SYNTH_FIELDS = ("place", "inpaint", "labels", "screen", "synth")
-_FREE_FIELDS = ("data.root", "data.test_images", "data.test_clean")
+_FREE_FIELDS = ("data.root", "data.test_images", "data.test_labels", "data.test_clean")
 # What file managers leave behind in any folder they show.
 _LITTER = ("Thumbs.db", "desktop.ini")
 # More than Python can wait for there.

@@ -1,6 +1,6 @@
 """A trained detector as ONNX, and found boxes without torch or Ultralytics.
 
-    python examples/onnx_run.py export runs/housing/yolo/real+defectgen/seed0/weights/last.pt    # writes last.onnx
+    python examples/onnx_run.py export runs/housing/yolo/real-defectgen/seed0/weights/last.pt    # writes last.onnx
     python examples/onnx_run.py detect last.onnx part.png [...] --confidence 0.25
 
 `export` needs onnx beside defectgen; `detect` needs numpy, opencv-python and onnxruntime alone. Weights as .pt are

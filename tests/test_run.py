@@ -408,7 +408,9 @@ def test_data_that_moved_and_a_test_set_named_later_keep_the_generator(
     synth(toys.recipe(data=own), tmp_path / "run")
     fit_time = (tmp_path / "run/generator/fit.json").stat().st_mtime_ns
     (tmp_path / "parts").rename(tmp_path / "moved")
-    moved = toys.recipe(data=own | {"root": str(tmp_path / "moved"), "test_clean": "test/clean"})
+    moved = toys.recipe(
+        data=own | {"root": str(tmp_path / "moved"), "test_clean": "test/clean", "test_labels": "test/labels"}
+    )
     synth(moved, tmp_path / "run")
     assert (tmp_path / "run/generator/fit.json").stat().st_mtime_ns == fit_time
     (tmp_path / "moved/train/clean").rename(tmp_path / "moved/train/good")
@@ -595,7 +597,7 @@ def test_detector_of_other_settings_is_refused_before_a_set_is_made(fitted: Any,
     trained = out / "yolo/real/seed0"
     trained.mkdir(parents=True)
     config = fitted.recipe.train_yolo
-    settings = {"model": "/elsewhere/yolo11n.yaml", "batch": config.batch + 1}
+    settings = {"model": "/elsewhere/yolo11n.yaml", "batch": config.batch + 1, "real_share": 0.9}
     (trained / "job.json").write_text(json.dumps(settings))
     (trained / "result.json").write_text("{}")
     with pytest.raises(

@@ -72,7 +72,8 @@ def train_arms(
         for index in config.seeds:
             job = _job(plan, arm, config, model, sources.class_names, out, seed=seed, index=index)
             trained_sha256 = _fingerprint(job, arm_digest)
-            judged_sha256 = hashlib.sha256(to_json([trained_sha256, test_digest])).hexdigest()
+            judged_by = [trained_sha256, test_digest, *(job[name] for name in _JUDGED_BY)]
+            judged_sha256 = hashlib.sha256(to_json(judged_by)).hexdigest()
             fingerprints = {"trained_sha256": trained_sha256, "judged_sha256": judged_sha256}
             results.setdefault(arm.name, []).append(_run_or_keep(job, fingerprints, arm, out, progress, trackers))
     summary = collect_results(results, config=config, class_names=sources.class_names, plan=plan)
@@ -101,15 +102,19 @@ def refuse_other_settings(config: TrainYolo, out: Path) -> None:
         # A model by its name: it may lie elsewhere, and other weights of that name are seen by their hash.
         was["model"] = Path(was.get("model", "")).name
         unlike = [
-            f"{name} is {was.get(name)!r} there and {value!r} here"
+            f"{name} is {was[name]!r} there and {value!r} here"
             for name, value in now.items()
-            if was.get(name) != value
+            if was.get(name, value) != value
         ]
         if unlike:
             raise RunError(
                 f"{folder}: holds a detector of other settings: {'; '.join(unlike)}; choose another --out, or "
                 "--overwrite to train it again"
             )
+
+
+# What the arms' lists and tiles follow from, of which the digest of an arm tells where it matters.
+_SETTINGS_OF_LISTS = ("real_share", "clean_share", "tile_px")
 
 
 def _settings(config: TrainYolo) -> dict[str, Any]:
@@ -122,6 +127,7 @@ def _settings(config: TrainYolo) -> dict[str, Any]:
         "learning_rate": config.learning_rate,
         "mosaic": config.mosaic,
         "scale": config.scale_jitter,
+        **{name: getattr(config, name) for name in _SETTINGS_OF_LISTS},
     }
 
 
@@ -214,8 +220,9 @@ def _job(
     }
 
 
-# What a job says of the test set, and of where files lie.
-_NOT_TRAINED_WITH = ("data", "test", "save_dir", "model", "clean_stems", "num_clean_images", "num_test_files")
+# What a job says of the test set, and of where files lie; and what the digest of its arm says better.
+_JUDGED_BY = ("clean_stems", "num_clean_images", "num_test_files")
+_NOT_TRAINED_WITH = {"data", "test", "save_dir", "model", *_JUDGED_BY, *_SETTINGS_OF_LISTS}
 
 
 def _fingerprint(job: dict[str, Any], arm_digest: str) -> str:
