@@ -64,16 +64,22 @@ def defect_crops(
 ) -> list[Crop]:
     """One crop per marked defect, in the order of the images.
 
-    `hold_out` is the share of each class kept from training; a class keeps at least four defects to train on.
+    `hold_out` is the share of each class kept from training; a class keeps at least four defects to train on. Kept out
+    are defects that no other crop shows, as far as there are any.
     """
-    crops = []
-    held_out = _held_out(images, hold_out, seed)
+    windows: dict[tuple[str, int], Window] = {}
     for item in images:
-        image = read_rgb(item.path)
         for index, annotation in enumerate(item.annotations):
             side = window_side(annotation.xyxy, item.size_wh, window_px=window_px, context_factor=context_factor)
             x1, y1, x2, y2 = annotation.xyxy
-            window = window_at(((x1 + x2) / 2, (y1 + y2) / 2), side, item.size_wh)
+            windows[item.name, index] = window_at(((x1 + x2) / 2, (y1 + y2) / 2), side, item.size_wh)
+    around = {key: with_surroundings(window, window_px) for key, window in windows.items()}
+    held_out = _held_out(images, around, hold_out, seed)
+    crops = []
+    for item in images:
+        image = read_rgb(item.path)
+        for index, annotation in enumerate(item.annotations):
+            window = windows[item.name, index]
             crops.append(
                 Crop(
                     image=_scaled(image, window, window_px),
@@ -181,16 +187,22 @@ def _thickened(mask: np.ndarray, grain_px: float) -> np.ndarray:
     return cv2.max(mask, cv2.dilate(thin, kernel))
 
 
-def _held_out(images: Sequence[LabelledImage], share: float, seed: int) -> set[tuple[str, int]]:
+def _held_out(
+    images: Sequence[LabelledImage], around: dict[tuple[str, int], Window], share: float, seed: int
+) -> set[tuple[str, int]]:
     by_class: dict[int, list[tuple[str, int]]] = {}
+    shown = set()
     for item in images:
         for index, annotation in enumerate(item.annotations):
             by_class.setdefault(annotation.class_id, []).append((item.name, index))
+            others = (around[item.name, other] for other in range(len(item.annotations)) if other != index)
+            if any(_intersects(other.xyxy, annotation.xyxy) for other in others):
+                shown.add((item.name, index))
     held_out: set[tuple[str, int]] = set()
     for class_id, keys in sorted(by_class.items()):
         count = max(0, min(round(share * len(keys)), len(keys) - 4))
-        chosen = numpy_rng(seed, "held out", class_id).permutation(len(keys))[:count]
-        held_out.update(keys[i] for i in chosen)
+        order = [keys[i] for i in numpy_rng(seed, "held out", class_id).permutation(len(keys))]
+        held_out.update(sorted(order, key=lambda key: key in shown)[:count])
     return held_out
 
 

@@ -86,6 +86,7 @@ def fit_fingerprint(recipe: Recipe, sources: Sources) -> str:
         "flip": recipe.place.flip,
         "quarter_turns": recipe.place.quarter_turns,
         "min_change": recipe.labels.min_change,
+        "base": recipe.data.base,
         "seed": recipe.seed,
         "version": __version__,
     }

@@ -138,6 +138,16 @@ def test_held_out_share_leaves_each_class_four_defects_to_train_on(tmp_path: Pat
     assert held_out(0) == held_out(0) != held_out(1)
 
 
+def test_defects_that_others_crops_show_are_not_held_out(tmp_path: Path) -> None:
+    pairs = [Annotation(0, (20, 20, 60, 60)), Annotation(0, (64, 20, 70, 26))]
+    items = [image_of(tmp_path, *pairs, name=f"{number}.png") for number in range(4)]
+    items += [image_of(tmp_path, pairs[0], name=f"{number}.png") for number in range(4, 8)]
+    for seed in range(4):
+        crops = defect_crops(items, window_px=32, context_factor=2.0, hold_out=0.25, seed=seed)
+        chosen = {crop.source for crop in crops if crop.is_held_out}
+        assert len(chosen) == 3 and chosen < {"4.png", "5.png", "6.png", "7.png"}
+
+
 def test_clean_crops_show_no_marked_defect(tmp_path: Path) -> None:
     defect = Annotation(0, (70, 40, 110, 80))
     marked = image_of(tmp_path, defect, name="marked.png")

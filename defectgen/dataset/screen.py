@@ -6,6 +6,7 @@ judged by the member that has not seen the real defect the composite's placement
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,9 +55,16 @@ def _inputs(images: np.ndarray, regions: np.ndarray) -> torch.Tensor:
     return functional.interpolate(inputs, size=(INPUT_PX, INPUT_PX), mode="bilinear", antialias=True)
 
 
-def fold_of(model: int) -> int:
-    """The member that has not seen real defect number `model`."""
-    return model % NUM_FOLDS
+def _folds(class_ids: Sequence[int | None]) -> list[int]:
+    """The fold of each real defect, by its place among those of its class: so no member is without a whole class, but
+    where that has a single defect.
+    """
+    counts: Counter[int | None] = Counter()
+    folds = []
+    for class_id in class_ids:
+        folds.append(counts[class_id] % NUM_FOLDS)
+        counts[class_id] += 1
+    return folds
 
 
 @dataclass
@@ -65,19 +73,24 @@ class Screen:
 
     Attributes:
         members: member i was trained without the real defects of fold i.
+        folds: of each real defect, in the order of the crops.
         real_quantiles: per class, the REAL_QUANTILE of the probability that real defects get from the member that has
             not seen them.
         real_accuracy: share of real defects whose class that member finds.
     """
 
     members: list[nn.Sequential]
+    folds: list[int]
     real_quantiles: list[float]
     real_accuracy: float
 
     @torch.inference_mode()
     def probabilities(self, image: np.ndarray, region: np.ndarray, *, model: int) -> np.ndarray:
-        """float32 (num_classes + 1,): classes, then clean, for one window uint8 (H, W, 3) and region bool (H, W)."""
-        logits = self.members[fold_of(model)](_inputs(image[None], region[None]))
+        """float32 (num_classes + 1,): classes, then clean, for one window uint8 (H, W, 3) and region bool (H, W).
+
+        Of the member that has not seen real defect number `model`.
+        """
+        logits = self.members[self.folds[model]](_inputs(image[None], region[None]))
         return functional.softmax(logits, dim=1)[0].numpy()
 
     @torch.inference_mode()
@@ -102,7 +115,7 @@ class Screen:
             for name, value in member.state_dict().items()
         }
         save_file(weights, folder / "screen.safetensors")
-        return {"real_accuracy": self.real_accuracy, "real_quantiles": self.real_quantiles}
+        return {"real_accuracy": self.real_accuracy, "real_quantiles": self.real_quantiles, "folds": self.folds}
 
     @classmethod
     def load(cls, folder: Path, facts: dict[str, Any], *, num_classes: int) -> Screen:
@@ -115,7 +128,7 @@ class Screen:
                 {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}
             )
             members.append(member.eval())
-        return cls(members, facts["real_quantiles"], facts["real_accuracy"])
+        return cls(members, facts["folds"], facts["real_quantiles"], facts["real_accuracy"])
 
 
 def train_screen(
@@ -132,8 +145,9 @@ def train_screen(
     """The classifier, trained on real defect and clean windows. `progress(done, total)` counts steps."""
     device = best_device()
     members = []
+    folds = _folds([crop.class_id for crop in defects])
     for fold in range(NUM_FOLDS):
-        seen = [crop for index, crop in enumerate(defects) if fold_of(index) != fold]
+        seen = [crop for crop, of_crop in zip(defects, folds, strict=True) if of_crop != fold]
         seen_classes = {crop.class_id for crop in seen}
         # A class with a single defect has no fold without it: judged by a member that knows it, or not at all.
         seen += [crop for crop in defects if crop.class_id not in seen_classes]
@@ -166,7 +180,7 @@ def train_screen(
                 schedule.step()
                 progress(fold * TRAINING_STEPS + step + 1, NUM_FOLDS * TRAINING_STEPS)
         members.append(member.cpu().eval())
-    screen = Screen(members, [0.0] * num_classes, 0.0)
+    screen = Screen(members, folds, [0.0] * num_classes, 0.0)
     found: list[list[float]] = [[] for _ in range(num_classes)]
     correct = []
     for index, crop in enumerate(defects):

@@ -190,10 +190,10 @@ def _loss(unet: UNet2DModel, batch: Batch, rng: torch.Generator, config: Generat
     0.35, and pits had no ragged inside.
     """
     device = unet.device
-    noise = torch.randn(batch.x_0.shape, generator=rng)
-    sigma_B = torch.sigmoid(
-        math.log(SIGMA_CENTRE / (1 - SIGMA_CENTRE)) + SIGMA_SPREAD * torch.randn(len(batch.x_0), generator=rng)
-    )
+    # See `seeds.torch_rng`: in float32 they would differ from CPU to CPU.
+    noise = torch.randn(batch.x_0.shape, generator=rng, dtype=torch.float64).float()
+    spread = SIGMA_SPREAD * torch.randn(len(batch.x_0), generator=rng, dtype=torch.float64)
+    sigma_B = torch.sigmoid(math.log(SIGMA_CENTRE / (1 - SIGMA_CENTRE)) + spread).float()
     x_0, region = batch.x_0.to(device), batch.region.to(device)
     noise, sigma_B = noise.to(device), sigma_B.to(device)
     has_context = batch.has_context.to(device)[:, None, None, None]

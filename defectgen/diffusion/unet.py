@@ -11,8 +11,6 @@ from torch.nn import functional
 
 SAMPLE_CHANNELS = 4  # RGB + mask
 CONTEXT_CHANNELS = 4  # context RGB + region
-# Below it a velocity is not divided further: its error would outweigh all others (Li and He 2025, Sec. 4).
-SMALLEST_SIGMA = 0.05
 
 
 def build_unet(num_classes: int, *, window_px: int, channels: list[int], fold: int) -> UNet2DModel:
@@ -68,5 +66,8 @@ def predict_clean(
 
 
 def velocity(x_BCHW: torch.Tensor, x_0_BCHW: torch.Tensor, sigma_B: torch.Tensor) -> torch.Tensor:
-    """noise - x_0 (Lipman et al. 2023, Eq. 23, time reversed), from x and x_0."""
-    return (x_BCHW - x_0_BCHW) / sigma_B.clamp_min(SMALLEST_SIGMA)[:, None, None, None]
+    """noise - x_0 (Lipman et al. 2023, Eq. 23, time reversed), from x and x_0; sigma above 0.
+
+    Not clamped, as a loss would have to be: a step of Euler's from sigma to 0 ends at x_0 however small sigma is.
+    """
+    return (x_BCHW - x_0_BCHW) / sigma_B[:, None, None, None]

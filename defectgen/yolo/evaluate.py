@@ -152,7 +152,9 @@ def evaluate(
     at_alarms = found[FALSE_ALARMS_PER_CLEAN_IMAGE]
     metrics = validator.metrics
     recalls = np.linspace(0, 1, 21)
-    precisions = np.asarray(metrics.box.prec_values).reshape(-1, len(metrics.box.px)).mean(axis=0)
+    # Of a class that nothing was detected of, older releases of ultralytics have no row: its precision is 0.
+    found_rows = np.asarray(metrics.box.prec_values).reshape(-1, len(metrics.box.px))
+    precisions = found_rows.sum(axis=0) / max(len(metrics.box.ap_class_index), 1)
     figures = {
         "map50": float(metrics.box.map50),
         "map50_95": float(metrics.box.map),
@@ -213,9 +215,12 @@ def evaluate_crops(
     shown = [int(name) for _, name in sorted(model.names.items())]
     guess = np.array(shown)[shares.argmax(axis=1)]
     is_clean = truth == len(class_names)
+    defects = [column for column, number in enumerate(shown) if number != len(class_names)]
+    # An alarm is raised by the share of clean alone, so a defect is found by its class among the defects'.
+    named = np.array(shown)[defects][shares[:, defects].argmax(axis=1)]
     as_clean = shares[:, shown.index(len(class_names))] if len(class_names) in shown else np.zeros(len(files))
     at_alarms = recall_at_false_alarms(
-        hits=[np.array([right]) for right in (guess == truth) & ~is_clean],
+        hits=[np.array([right]) for right in (named == truth) & ~is_clean],
         confidences=[np.array([1 - share]) for share in as_clean],
         is_clean=is_clean.tolist(),
         num_clean_images=num_clean_images,

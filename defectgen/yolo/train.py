@@ -31,7 +31,7 @@ from defectgen.yolo.environment import worker_environment
 from defectgen.yolo.results import collect_results
 
 # Raised when a change of the worker makes earlier results incomparable.
-_JOB_VERSION = 4
+_JOB_VERSION = 5
 _LOG_LINES_SHOWN = 12
 _YAML_MODEL = re.compile(r"yolo11[nsmlx](-seg|-obb|-cls)?\.yaml")
 

@@ -35,7 +35,17 @@ class Difference:
     num_seeds: int
     confidence: float = CONFIDENCE
 
+    @property
+    def has_spread(self) -> bool:
+        """Whether there is any, or more than two seeds: in two, accuracies on a few crops often differ by the same (of
+        equally good detectors in one of 20 trials with 10 to 20 crops), and an interval of no width tells nothing.
+        """
+        return self.num_seeds > FEWEST_SEEDS or self.high - self.low > 1e-9
+
     def phrase(self, more: str = "") -> str:
+        if self.mean and not self.has_spread:
+            same = f"the same in all {self.num_seeds} seeds, which gives no interval"
+            return f"{self.mean:+.1f} points against {self.against} ({same}{more})"
         interval = f"{100 * self.confidence:.3g} % interval {self.low:+.1f} to {self.high:+.1f}"
         return f"{self.mean:+.1f} points against {self.against} ({interval}{more})"
 
@@ -121,14 +131,15 @@ def judge(scores: dict[str, dict[int, float]], figure: str = "mAP50-95", *, alon
     differences = {name: Difference(name, *paired_interval(values), len(values)) for name, values in rivals.items()}
     highest = {name: paired_interval(values, corrected)[2] for name, values in rivals.items()}
     worst = min(highest, key=lambda name: highest[name])
-    if all(one.low > 0 for one in differences.values()):
+    undecided = [one for one in differences.values() if not (one.low > 0 and one.has_spread)]
+    if not undecided:
         finding: Finding = "helps"
         deciding = min(differences.values(), key=lambda one: one.mean)
-    elif highest[worst] < 0:
+    elif highest[worst] < 0 and differences[worst].has_spread:
         finding, deciding = "hurts", differences[worst]
     else:
         finding = "no difference shown"
-        deciding = min((one for one in differences.values() if one.low <= 0), key=lambda one: one.mean)
+        deciding = min(undecided, key=lambda one: one.mean)
         if deciding.high < 0:
             # Below 0 by itself, not at the confidence that so many rivals ask for: that interval explains the finding.
             name, values = deciding.against, rivals[deciding.against]

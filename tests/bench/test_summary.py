@@ -66,10 +66,10 @@ def test_sentences_say_what_the_seeds_differ_in_and_what_it_takes() -> None:
 
 
 def test_worth_is_said_of_what_is_better_than_real_images_for_certain() -> None:
-    real = rows(5, real=(0.1, 0.1)) + rows(10, real=(0.2, 0.2))
-    (helps,) = sentences(summarise(real + rows(5, own=(0.15, 0.15)), num_test_images=9))
+    real = rows(5, real=(0.1, 0.1, 0.1)) + rows(10, real=(0.2, 0.2, 0.2))
+    (helps,) = sentences(summarise(real + rows(5, own=(0.15, 0.15, 0.15)), num_test_images=9))
     (unsure,) = sentences(summarise(real + rows(5, own=(0.11, 0.25)), num_test_images=9))
-    (worse,) = sentences(summarise(real + rows(5, own=(0.15, 0.15), pasted=(0.3, 0.3)), num_test_images=9))
+    (worse,) = sentences(summarise(real + rows(5, own=(0.15,) * 3, pasted=(0.3,) * 3), num_test_images=9))
     assert " Worth about 2 more real defects" in helps and "worth" not in unsure.lower()
     assert " The gain over real images alone is worth about 2 more real defects per class" in worse
 
@@ -111,8 +111,8 @@ def test_worth_in_real_defects_is_read_off_the_real_curve() -> None:
 
 
 def test_worth_is_in_the_sentence_with_its_interval() -> None:
-    curve = rows(5, real=(0.1, 0.1)) + rows(10, real=(0.15, 0.15)) + rows(20, real=(0.25, 0.25))
-    sure = sentences(summarise(curve + rows(5, own=(0.2, 0.2)), num_test_images=9))[0]
+    curve = rows(5, real=(0.1,) * 3) + rows(10, real=(0.15,) * 3) + rows(20, real=(0.25,) * 3)
+    sure = sentences(summarise(curve + rows(5, own=(0.2,) * 3), num_test_images=9))[0]
     assert sure.endswith("Worth about 10 more real defects per class (95 % interval of the gain: 10 to 10).")
     # A gain of 10 points, give or take 12.7 * 0.5.
     spread = sentences(summarise(curve + rows(5, own=(0.195, 0.205)), num_test_images=9))[0]

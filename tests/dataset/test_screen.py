@@ -10,16 +10,16 @@ import pytest
 
 import defectgen.dataset.screen as screening
 from defectgen.crops import Crop, centre, region_of
-from defectgen.dataset.screen import NUM_FOLDS, REAL_QUANTILE, Screen, fold_of, train_screen
+from defectgen.dataset.screen import NUM_FOLDS, REAL_QUANTILE, Screen, train_screen
 
 SIDE = 32
 
 
-def train(defects: Sequence[Crop], clean: Sequence[Crop], *, seed: int = 0) -> Screen:
+def train(defects: Sequence[Crop], clean: Sequence[Crop], *, num_classes: int = 2, seed: int = 0) -> Screen:
     return train_screen(
         defects,
         clean,
-        num_classes=2,
+        num_classes=num_classes,
         window_px=SIDE,
         flip=True,
         quarter_turns=False,
@@ -61,20 +61,30 @@ def test_classes_and_clean_product_are_told_apart_on_windows_never_seen(trained:
 
 def test_member_of_a_fold_has_not_seen_its_defects(few_steps: None, toys: Any) -> None:
     crops = toys.crops(6)
-    changed = [replace(crop, image=255 - crop.image) if fold_of(i) == 1 else crop for i, crop in enumerate(crops)]
-    one, other = train(crops, toys.clean(4)), train(changed, toys.clean(4))
+    one = train(crops, toys.clean(4))
+    judged = zip(crops, one.folds, strict=True)
+    changed = [replace(crop, image=255 - crop.image) if fold == 1 else crop for crop, fold in judged]
+    other = train(changed, toys.clean(4))
     equal = [
-        np.array_equal(probabilities(one, crops[0], model=fold), probabilities(other, crops[0], model=fold))
-        for fold in range(NUM_FOLDS)
+        np.array_equal(probabilities(one, crops[0], model=model), probabilities(other, crops[0], model=model))
+        for model in (one.folds.index(fold) for fold in range(NUM_FOLDS))
     ]
     assert equal == [False, True, False]
 
 
+def test_no_fold_has_a_whole_class(few_steps: None, toys: Any) -> None:
+    # As on images with one defect of each of three classes: number % 3 would be the class.
+    crops = toys.crops(4, num_classes=3)
+    screen = train(crops, toys.clean(4), num_classes=3)
+    for class_id in range(3):
+        folds = [fold for fold, crop in zip(screen.folds, crops, strict=True) if crop.class_id == class_id]
+        assert folds == [0, 1, 2, 0]
+
+
 def test_every_defect_is_judged_by_the_member_of_its_fold(trained: Screen, toys: Any) -> None:
     crop = toys.crops(1)[0]
-    values = [probabilities(trained, crop, model=model).tolist() for model in range(2 * NUM_FOLDS)]
-    assert values[:NUM_FOLDS] == values[NUM_FOLDS:]
-    assert len({tuple(value) for value in values}) == NUM_FOLDS
+    values = [tuple(probabilities(trained, crop, model=model).tolist()) for model in range(12)]
+    assert len(set(zip(trained.folds, values, strict=True))) == len(set(values)) == NUM_FOLDS
 
 
 def test_same_seed_gives_the_same_screen(few_steps: None, toys: Any) -> None:

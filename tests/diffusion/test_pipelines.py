@@ -199,6 +199,17 @@ def test_steps_lead_from_noise_to_the_image_that_the_network_knows(num_steps: in
     assert oracle.sigmas == pytest.approx([1 - step / num_steps for step in range(num_steps)])
 
 
+@pytest.mark.parametrize(("strength", "num_steps"), [(0.1, 10), (0.3, 10), (1.0, 100)])
+def test_last_step_reaches_what_the_network_predicts(strength: float, num_steps: int) -> None:
+    oracle = Oracle(torch.zeros(1, 4, SIDE, SIDE))
+    window, region = window_and_region(1)
+    patch = np.full((1, SIDE, SIDE, 4), 255, np.uint8)
+    pipeline = DefectInpaintPipeline(oracle, scheduler(), CLASSES, SIDE)
+    options = {"num_steps": num_steps, "guidance": 1, "strength": strength}
+    drawn = pipeline(window[None], region[None], [0], seeds=[1], patches=patch, **options).images[0][region]
+    assert np.abs(drawn - 127.5).max() <= 0.51
+
+
 @pytest.mark.parametrize("strength", [1.0, 0.6])
 def test_drawing_starts_at_the_strength_and_outside_the_region_follows_the_known_pixels(strength: float) -> None:
     x_0 = torch.linspace(-1, 1, 4 * SIDE * SIDE).reshape(1, 4, SIDE, SIDE)

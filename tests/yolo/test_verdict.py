@@ -24,9 +24,9 @@ def test_interval_holds_the_truth_19_times_in_20() -> None:
 @pytest.mark.parametrize(
     ("own", "finding"),
     [
-        ((0.40, 0.41, 0.42), "helps"),
+        ((0.40, 0.41, 0.43), "helps"),
         ((0.30, 0.33, 0.29), "no difference shown"),
-        ((0.20, 0.21, 0.22), "hurts"),
+        ((0.20, 0.21, 0.23), "hurts"),
     ],
 )
 def test_finding_follows_from_the_interval(own: tuple[float, ...], finding: str) -> None:
@@ -130,3 +130,20 @@ def test_sentence_says_what_how_much_against_what_and_how_sure() -> None:
         "No difference is shown by adding the synthetic images: on 194 real held-out images mAP50-95 changes by "
         "+4.5 points against real (95 % interval -1.9 to +10.9, over 2 trainings on the same real images)."
     )
+
+
+def test_differences_without_spread_show_nothing() -> None:
+    # Accuracies on twenty crops: one crop more in both seeds.
+    own, real = {0: 0.95, 1: 0.9}, {0: 0.9, 1: 0.85}
+    verdict = judge({"real+defectgen": own, "real": real})
+    assert verdict is not None and verdict.finding == "no difference shown"
+    assert "+5.0 points against real (the same in all 2 seeds, which gives no interval" in verdict.sentence(20)
+    swapped = judge({"real+defectgen": real, "real": own})
+    assert swapped is not None and swapped.finding == "no difference shown"
+    told = judge({"real+defectgen": {0: 0.95, 1: 0.951}, "real": {0: 0.5, 1: 0.5}})
+    assert told is not None and told.finding == "helps"
+
+
+def test_score_that_is_no_number_shows_nothing() -> None:
+    verdict = judge({"real+defectgen": {0: float("nan"), 1: 0.9}, "real": {0: 0.5, 1: 0.5}})
+    assert verdict is not None and verdict.finding == "no difference shown"
