@@ -83,9 +83,11 @@ def compose_procedural(recipe: Recipe, sources: Sources, studio: Studio, row: di
         asked = placed["asked_xyxy"]
         margin_px = studio.margins[placed["class_id"]] if recipe.labels.margin == "auto" else 0.0
         # What was asked for of an outlined defect has no margin around it.
-        outlined = studio.models[placed["placement"]["model"]].crop.outlined
+        crop = studio.models[placed["placement"]["model"]].crop
+        # The margin stays as it is, whatever the size: what is asked for, scaled with it, has that much more or less.
+        asked_margin_px = 0.0 if crop.outlined else margin_px * placed["placement"]["window"][2] / crop.window.side
         rng = numpy_rng(recipe.seed, "procedural", int(row["index"]), number)
-        after, box = _drawn(image, asked, 0.0 if outlined else margin_px, rng, two_levels(image))
+        after, box = _drawn(image, asked, asked_margin_px, rng, two_levels(image))
         seen = mask_xyxy(_differs(after, image, box, recipe.labels.min_change))
         if seen is None:
             return after, asked, None
@@ -103,7 +105,7 @@ def compose_augmented(recipe: Recipe, sources: Sources, index: int) -> Composite
     pixels = read_rgb(real.path)
     transform = _strong(recipe.place.flip, recipe.place.quarter_turns)
     transform.set_random_seed(derive_seed(recipe.seed, "augmented image", index) % 2**32)
-    outlines = [mark.polygon or _corners(mark.xyxy) for mark in real.annotations]
+    outlines = [mark.polygon or _ellipse(mark.xyxy) for mark in real.annotations]
     # Albumentations counts from pixel centres, boxes from pixel borders.
     points = np.array([point for outline in outlines for point in outline], np.float32) - 0.5
     for _ in range(MAX_DRAWS):
@@ -124,7 +126,9 @@ def _as_the_camera(image: np.ndarray, real: np.ndarray) -> np.ndarray:
     """`image` grey where `real` is grey, binary where that is binarised: anything else no camera would show."""
     levels = two_levels(real)
     if levels is not None:
-        binary = np.where(image.mean(axis=2, keepdims=True) < np.mean(levels), *levels)
+        # Between the levels as they are after light and contrast have changed, or the darker image would be all black.
+        grey = image.mean(axis=2, keepdims=True)
+        binary = np.where(grey < (grey.min() + grey.max()) / 2, *levels)
         return np.repeat(binary.astype(np.uint8), 3, axis=2)
     if (real == real[..., :1]).all():
         return np.repeat(np.round(image.mean(axis=2, keepdims=True)).astype(np.uint8), 3, axis=2)
@@ -168,6 +172,15 @@ def _in_image(shape: np.ndarray, window: Window, size_wh: tuple[int, int]) -> np
 def _corners(box: XYXY) -> Polygon:
     x1, y1, x2, y2 = box
     return ((x1, y1), (x2, y1), (x2, y2), (x1, y2))
+
+
+def _ellipse(box: XYXY, num_points: int = 24) -> Polygon:
+    """The ellipse in a box: turned, it keeps to a defect of which the box alone is known, where corners stick out."""
+    x1, y1, x2, y2 = box
+    turns = [2 * math.pi * number / num_points for number in range(num_points)]
+    return tuple(
+        ((x1 + x2 + (x2 - x1) * math.cos(turn)) / 2, (y1 + y2 + (y2 - y1) * math.sin(turn)) / 2) for turn in turns
+    )
 
 
 def _differs(after: np.ndarray, before: np.ndarray, box: tuple[int, int, int, int], min_change: int) -> np.ndarray:

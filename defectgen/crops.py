@@ -182,7 +182,8 @@ def _scaled(image: np.ndarray, window: Window, window_px: int) -> np.ndarray:
 
 def _thickened(mask: np.ndarray, grain_px: float) -> np.ndarray:
     """`mask` with what is thinner than a pixel of the generator widened to one, so that no crack fades when scaled."""
-    kernel = np.ones((int(np.ceil(grain_px)),) * 2, np.uint8)
+    # Odd: an even one has no middle, and opening with it would move what is not thin by a pixel.
+    kernel = np.ones((int(np.ceil(grain_px)) // 2 * 2 + 1,) * 2, np.uint8)
     thin = cv2.subtract(mask, cv2.morphologyEx(mask, cv2.MORPH_OPEN, kernel))
     return cv2.max(mask, cv2.dilate(thin, kernel))
 

@@ -6,6 +6,7 @@ It may reach past the image, where the image is mirrored; nothing is ever pasted
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import cv2
@@ -43,16 +44,16 @@ class Window:
 
 
 def window_side(xyxy: XYXY, size_wh: tuple[int, int], *, window_px: int, context_factor: float) -> int:
-    """Side, in image pixels, of the window for a defect.
+    """Side, in image pixels, of the window for a defect: a multiple of 4, so that a crop's surroundings, half as much
+    again, begin at a whole pixel, and its centre is the window.
 
     It is `context_factor` times the defect's longest side, at least `window_px` / MAX_ENLARGEMENT, and no larger than
     the image's shorter side, unless the defect itself (and an eighth around it) needs more: a defect larger than the
     window is drawn scaled down, never cut.
     """
     longest = max(xyxy[2] - xyxy[0], xyxy[3] - xyxy[1])
-    side = max(context_factor * longest, window_px / MAX_ENLARGEMENT)
-    side = min(side, max(min(size_wh), 1.125 * longest))
-    return max(8, round(side))
+    side = 4 * math.ceil(max(context_factor * longest, window_px / MAX_ENLARGEMENT) / 4)
+    return max(8, min(side, min(size_wh) // 4 * 4), 4 * math.ceil(1.125 * longest / 4))
 
 
 def window_at(center_xy: tuple[float, float], side: int, size_wh: tuple[int, int]) -> Window:

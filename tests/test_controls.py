@@ -7,11 +7,12 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 from stand_ins import block_sources, changed, inside, make_studio
 
-from defectgen.boxes import iou_xyxy, polygon_xyxy
+from defectgen.boxes import iou_xyxy, mask_xyxy, polygon_xyxy
 from defectgen.compose import clean_indexes, compose
 from defectgen.controls import compose_augmented, compose_copy_paste, compose_procedural
 from defectgen.dataset.write import write_composite
@@ -159,10 +160,12 @@ def test_drawn_defects_keep_a_binarised_image_binary(toys: Any, tmp_path: Path) 
     image = LabelledImage(path, path.name, (96, 96), "board")
     sources = Sources(("open",), (image,), (image,), (image,), (), ())
     boxes = [(10, 10, 30, 30), (40, 40, 60, 60), (66, 70, 90, 84)]
-    placed = [{"class_id": 0, "asked_xyxy": box, "placement": {"model": 0}} for box in boxes]
+    placed = [{"class_id": 0, "asked_xyxy": box, "placement": {"model": 0, "window": [0, 0, 40]}} for box in boxes]
     row = {"index": 0, "source": "board.png", "placed": placed}
     recipe = toys.recipe(labels={"margin": "tight"})
-    studio: Any = SimpleNamespace(models=[SimpleNamespace(crop=SimpleNamespace(outlined=False))], margins=[0.0])
+    studio: Any = SimpleNamespace(
+        models=[SimpleNamespace(crop=SimpleNamespace(outlined=False, window=Window(0, 0, 40)))], margins=[0.0]
+    )
     drawn = compose_procedural(recipe, sources, studio, row)
     assert set(np.unique(drawn.image)) == {0, 255}
     for box in boxes:
@@ -177,7 +180,8 @@ def test_drawn_line_fills_the_box_asked_for_and_the_slack_is_in_its_label(
     studio = replace(studio, models=[line])
     heights = []
     for index in range(12):
-        placed = {"class_id": 0, "asked_xyxy": (20, 50, 100, 62), "placement": {"model": 0}}
+        placement = {"model": 0, "window": [10, 10, line.crop.window.side]}
+        placed = {"class_id": 0, "asked_xyxy": (20, 50, 100, 62), "placement": placement}
         row = {"index": index, "source": demo_sources.train_clean[0].name, "placed": [placed]}
         (drawn,) = compose_procedural(recipe, demo_sources, studio, row).placed
         x1, _, x2, _ = drawn.label_xyxy
@@ -185,6 +189,26 @@ def test_drawn_line_fills_the_box_asked_for_and_the_slack_is_in_its_label(
         ys = [y for outline in drawn.polygons for _, y in outline]
         heights.append(max(ys) - min(ys))
     assert np.mean(heights) > 7
+
+
+@pytest.mark.parametrize("scale", [0.5, 1.5])
+def test_drawn_defects_are_as_large_as_generated_ones_at_any_scale(
+    recipe: Recipe, demo_sources: Sources, scale: float
+) -> None:
+    # A box of 40 px around 20 px that are seen: annotators leave 10 px, whatever the size.
+    margin = 10.0
+    studio = make_studio(recipe, demo_sources, margin=margin)
+    model = replace(studio.models[0], crop=replace(studio.models[0].crop, outlined=False))
+    studio = replace(studio, models=[model])
+    side = model.crop.window.side * scale
+    widths = []
+    for index in range(24):
+        asked = (60, 60, 60 + 40 * scale, 60 + 40 * scale)
+        placed = {"class_id": 0, "asked_xyxy": asked, "placement": {"model": 0, "window": [50, 50, side]}}
+        row = {"index": index, "source": demo_sources.train_clean[0].name, "placed": [placed]}
+        (drawn,) = compose_procedural(recipe, demo_sources, studio, row).placed
+        widths.append(drawn.label_xyxy[2] - drawn.label_xyxy[0])
+    assert np.median(widths) == pytest.approx(20 * scale + 2 * margin, abs=4)
 
 
 def spot(folder: Path, *, colour: tuple[int, int, int] = (90, 110, 130), at: int = 20) -> Sources:
@@ -217,6 +241,27 @@ def test_augmented_boxes_are_right_to_half_a_pixel(toys: Any, tmp_path: Path) ->
     assert len(offsets) > 30 and seen == {(64, 96), (96, 64)}
     assert np.abs(np.mean(offsets, axis=0)).max() < 0.25
     assert np.abs(offsets).mean() < 0.5
+
+
+def test_augmented_boxes_of_round_defects_are_no_larger_for_being_turned(toys: Any, tmp_path: Path) -> None:
+    image = np.full((160, 160, 3), 100, np.uint8)
+    cv2.circle(image, (80 * 16 - 8, 80 * 16 - 8), 24 * 16, (250, 250, 250), -1, cv2.LINE_AA, 4)
+    path = tmp_path / "disc.png"
+    path.write_bytes(encode_image(image, "png"))
+    real = LabelledImage(path, path.name, (160, 160), "part", (Annotation(0, (56, 56, 104, 104)),))
+    sources = Sources(("disc",), (real,), (real,), (real,), (), ())
+    found = []
+    for index in range(40):
+        made = compose_augmented(toys.recipe(), sources, index)
+        x1, y1, x2, y2 = made.kept[0].xyxy
+        if min(x1, y1) < 3 or x2 > 157 or y2 > 157:
+            continue
+        seen = cv2.GaussianBlur(made.image.mean(axis=2), (5, 5), 0)
+        around = seen[int(y1) - 3 : int(y2) + 4, int(x1) - 3 : int(x2) + 4]
+        visible = mask_xyxy(around > (around.max() + around.min()) / 2)
+        assert visible is not None
+        found.append(iou_xyxy((x1 - int(x1) + 3, y1 - int(y1) + 3, x2 - int(x1) + 3, y2 - int(y1) + 3), visible))
+    assert len(found) > 20 and np.median(found) > 0.87 and min(found) > 0.6
 
 
 def test_augmented_images_are_what_the_camera_gives(toys: Any, tmp_path: Path) -> None:

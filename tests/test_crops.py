@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 from hypothesis import given
@@ -19,7 +21,7 @@ from defectgen.crops import (
 )
 from defectgen.images import encode_image
 from defectgen.records import XYXY, Annotation, LabelledImage, Polygon
-from defectgen.windows import Window
+from defectgen.windows import Window, crop_window, resize
 
 SIZE_WH = (200, 150)
 BOXES: list[XYXY] = [(80, 60, 101, 75), (0, 40, 12, 52), (188, 138, 200, 150), (30, 3, 33, 6), (10, 70, 190, 90)]
@@ -136,6 +138,33 @@ def test_held_out_share_leaves_each_class_four_defects_to_train_on(tmp_path: Pat
     # 0.3 x 20; of 5 one may go; of 3 none.
     assert [by_class.count(class_id) for class_id in range(3)] == [6, 1, 0]
     assert held_out(0) == held_out(0) != held_out(1)
+
+
+@pytest.mark.parametrize("longest", [17, 31, 45, 63])
+def test_middle_of_a_crop_is_its_window(tmp_path: Path, longest: int) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (12, 12, 3)).astype(np.uint8)
+    image = cv2.resize(noise, (400, 400), interpolation=cv2.INTER_CUBIC)
+    item = image_of(tmp_path, Annotation(0, (150, 160, 150 + longest, 170)), name="smooth.png")
+    item.path.write_bytes(encode_image(image, "png"))
+    item = replace(item, size_wh=(400, 400))
+    (crop,) = defect_crops([item], window_px=32, context_factor=2.0, hold_out=0, seed=0)
+    window = resize(crop_window(image, crop.window), 32)
+    away = np.abs(centre(crop.image, 32).astype(int) - window)[3:-3, 3:-3]
+    # Half a pixel off, they differ by 2 to 6.
+    assert away.max() <= 1
+
+
+def test_solid_mask_is_not_widened(tmp_path: Path) -> None:
+    # Longest sides at which a pixel of the generator is 3 to 8 of the image.
+    for longest in (96, 128, 180, 240):
+        item = image_of(tmp_path, Annotation(0, (100, 100, 100 + longest, 100 + longest)), name="wide.png")
+        item = replace(item, size_wh=(600, 600))
+        item.path.write_bytes(encode_image(np.zeros((600, 600, 3), np.uint8), "png"))
+        (crop,) = defect_crops([item], window_px=64, context_factor=2.0, hold_out=0, seed=0)
+        found = mask_xyxy(centre(crop.mask, 64) >= 128)
+        assert found is not None
+        asked = crop.window.to_window(item.annotations[0].xyxy, 64)
+        assert np.abs(np.subtract(found, asked)).max() <= 0.5
 
 
 def test_defects_that_others_crops_show_are_not_held_out(tmp_path: Path) -> None:

@@ -93,7 +93,8 @@ def load_sources(
     problems.extend(find_leaks(pool + train_clean, test + test_clean, by_group=by_group))
     train, faults = draw_budget(pool, data.max_images, data.per_class, names, recipe.seed)
     problems.extend(faults + _lacking(train, pool, test, train_clean, names, data))
-    problems.extend(_misweighted(recipe.place.class_weights, names))
+    drawn = {mark.class_id for image in train for mark in image.annotations}
+    problems.extend(_misweighted(recipe.place.class_weights, names, drawn))
     problems.extend(region_faults(recipe, train_clean if data.base == "clean" else train))
     return Sources(
         names,
@@ -260,8 +261,8 @@ def _lacking(
     return problems
 
 
-def _misweighted(weights: dict[str, float], names: Sequence[str]) -> list[Problem]:
-    """Faults of place.class_weights, which only the data's class names show."""
+def _misweighted(weights: dict[str, float], names: Sequence[str], drawn: Collection[int]) -> list[Problem]:
+    """Faults of place.class_weights, which only the data show. `drawn`: classes with a defect to train on."""
     field = "place.class_weights"
     known = ", ".join(names)
     problems = [
@@ -269,8 +270,10 @@ def _misweighted(weights: dict[str, float], names: Sequence[str]) -> list[Proble
         for name in weights
         if name not in names
     ]
-    if names and all(weights.get(name, 1.0) == 0 for name in names):
-        problems.append(Problem("error", field, "", f"every class ({known}) has weight 0", "raise one"))
+    marked = [name for number, name in enumerate(names) if number in drawn]
+    if marked and all(weights.get(name, 1.0) == 0 for name in marked):
+        listed = ", ".join(marked)
+        problems.append(Problem("error", field, "", f"every class with a defect ({listed}) has weight 0", "raise one"))
     return problems
 
 

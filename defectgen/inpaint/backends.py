@@ -104,7 +104,8 @@ def _grey(pixels: np.ndarray) -> np.ndarray:
 
 def scaled_region(region: np.ndarray, side: int) -> np.ndarray:
     """bool (side, side) from bool (p, p)."""
-    return cv2.resize(region.astype(np.uint8), (side, side), interpolation=cv2.INTER_NEAREST).astype(bool)
+    # The exact one takes pixels by their centres, as outlines and images are resized.
+    return cv2.resize(region.astype(np.uint8), (side, side), interpolation=cv2.INTER_NEAREST_EXACT).astype(bool)
 
 
 def _paste_change(
@@ -159,7 +160,9 @@ def _feather(inside: np.ndarray, window: Window, size_wh: tuple[int, int], feath
 
 def _paste(clean: np.ndarray, drawn: np.ndarray, shape: np.ndarray, feather_px: int) -> np.ndarray:
     distance = cv2.distanceTransform(np.pad(shape, 1).astype(np.uint8), cv2.DIST_L2, 5)[1:-1, 1:-1]
-    weight = np.clip(distance / (min(feather_px, 2) + 1), 0, 1)[..., None]
+    # Soft over a third of a narrow shape's width at most: a hair line would be hardly there.
+    soft = min(feather_px, 2, float(distance.max()) / 3)
+    weight = np.clip(distance / (soft + 1), 0, 1)[..., None]
     return np.round(weight * drawn + (1 - weight) * clean).astype(np.uint8)
 
 

@@ -218,5 +218,5 @@ def _refined(grey: np.ndarray, template: np.ndarray, window: Window) -> Window:
 def _inside(window: Window, size_wh: tuple[int, int], window_px: int) -> np.ndarray:
     """bool (window_px, window_px): where the window lies on the image."""
     inside = window_inside(window, size_wh).astype(np.uint8)
-    scaled: np.ndarray = cv2.resize(inside, (window_px, window_px), interpolation=cv2.INTER_NEAREST) > 0
+    scaled: np.ndarray = cv2.resize(inside, (window_px, window_px), interpolation=cv2.INTER_NEAREST_EXACT) > 0
     return scaled

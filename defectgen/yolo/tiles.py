@@ -1,8 +1,9 @@
 """Images cut into square tiles, with their labels: the same rule for real, synthetic and test images.
 
-A label is kept in every tile that holds at least MIN_INSIDE of its box, and always in the tile that holds most of it,
-so that every defect is labelled somewhere. A smaller rest in a neighbouring tile goes unlabelled; the tile is then
-`ambiguous` (unless the rest is a sliver below SLIVER) and cannot serve as clean background.
+A label is kept in every tile that holds at least MIN_INSIDE of its box, in the tile that holds most of it (so every
+defect is labelled somewhere), and where a defect larger than tiles runs through one. A smaller rest in a neighbouring
+tile goes unlabelled; the tile is then `ambiguous` (unless the rest is a sliver below SLIVER) and cannot serve as clean
+background.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import Literal
 import cv2
 import numpy as np
 
-from defectgen.boxes import area, clip_polygon, clip_xyxy, yolo_from_xyxy
+from defectgen.boxes import area, clip_polygon, clip_xyxy, polygon_xyxy, yolo_from_xyxy
 from defectgen.records import XYXY, Annotation, Polygon
 
 Task = Literal["detect", "segment", "obb", "classify"]
@@ -71,11 +72,29 @@ def cut_tiles(annotations: Sequence[Annotation], size_wh: tuple[int, int], side:
         shares = [area(part.xyxy) / whole if whole > 0 else 0.0 for part in parts]
         largest = max(range(len(places)), key=shares.__getitem__)
         for index, (part, share) in enumerate(zip(parts, shares, strict=True)):
-            if share >= MIN_INSIDE or (index == largest and share > 0):
+            if (
+                share >= MIN_INSIDE
+                or (index == largest and share > 0)
+                or _runs_through(part, annotation, places[index])
+            ):
                 labels[index].append(part)
             elif share > SLIVER:
                 ambiguous[index] = True
     return [Tile(place, tuple(kept), flag) for place, kept, flag in zip(places, labels, ambiguous, strict=True)]
+
+
+def _runs_through(part: Annotation, whole: Annotation, place: tuple[int, int, int, int]) -> bool:
+    """Whether the tile shows a large defect in at least half of its length: its outline, or its box at full width; of
+    a box that goes on to all sides nobody knows where in it the defect lies.
+    """
+    half = min(place[2] - place[0], place[3] - place[1]) / 2
+    if part.polygon is not None:
+        return bool(part.polygon) and max(_sides(polygon_xyxy(part.polygon))) >= half
+    return max(_sides(part.xyxy)) >= half and min(_sides(part.xyxy)) == min(_sides(whole.xyxy)) < half
+
+
+def _sides(xyxy: XYXY) -> tuple[float, float]:
+    return xyxy[2] - xyxy[0], xyxy[3] - xyxy[1]
 
 
 def crop_tiles(annotations: Sequence[Annotation], size_wh: tuple[int, int]) -> list[Tile]:

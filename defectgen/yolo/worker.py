@@ -12,6 +12,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -148,7 +149,7 @@ def _train(job: dict[str, Any], *, device: str, precision: str, emit: Emit, log:
     trainer = ArmTrainer(overrides=_arguments(job, device, precision))
     trainer.add_callback("on_pretrain_routine_end", _set_threads)
     trainer.add_callback("on_train_start", _set_threads)
-    trainer.add_callback("on_train_batch_start", _follow_schedule)
+    trainer.add_callback("on_train_batch_start", partial(_follow_schedule, iterations=job["iterations"]))
     trainer.add_callback("on_train_batch_end", monitor)
     closing = _CloseMosaic(round((1 - _WITHOUT_MOSAIC) * job["iterations"]))
     if job["mosaic"] > 0 and job["task"] != "classify":
@@ -212,10 +213,12 @@ def _set_threads(_: Any) -> None:
     torch.set_num_threads(num_threads(os.environ))
 
 
-def _follow_schedule(trainer: Any) -> None:
-    """The learning rate falls with every iteration, not in steps of an epoch. Warm-up, later in the loop, overrides."""
+def _follow_schedule(trainer: Any, *, iterations: int) -> None:
+    """The learning rate falls with every iteration, not in steps of an epoch, and has fallen at the last one, in an arm
+    whose last epoch is cut short, too. Warm-up, later in the loop, overrides.
+    """
     trainer.arm_iteration = getattr(trainer, "arm_iteration", -1) + 1
-    factor = trainer.lf(trainer.arm_iteration / len(trainer.train_loader))
+    factor = trainer.lf(trainer.epochs * trainer.arm_iteration / iterations)
     for group in trainer.optimizer.param_groups:
         group["lr"] = group["initial_lr"] * factor
 

@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 import pytest
 
-from defectgen.data.load import load_sources, require_usable
+from defectgen.data.load import _misweighted, load_sources, require_usable
 from defectgen.data.region import mask_of, region_faults
 from defectgen.errors import DataError, UsageError
 from defectgen.images import encode_image, write_bytes_atomic
@@ -353,3 +353,10 @@ def test_clean_images_with_marked_label_files_are_warned_of(tmp_path: Path) -> N
     reason = f"is named as clean, but 1 of its images are marked (p5_a.txt in {root}/ok/labels)"
     remedy = "they are taken for clean; name a folder without them, or remove the label files"
     assert warnings() == [f"{root}/ok/images: {reason}; {remedy}"]
+
+
+def test_weights_of_classes_without_a_defect_do_not_count() -> None:
+    # Of `scratch` nothing is marked, so nothing can be drawn.
+    (fault,) = _misweighted({"pit": 0}, ["pit", "scratch"], {0})
+    assert fault.reason == "every class with a defect (pit) has weight 0"
+    assert not _misweighted({"pit": 0}, ["pit", "scratch"], {0, 1})

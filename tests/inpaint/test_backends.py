@@ -322,3 +322,23 @@ def test_region_is_scaled_without_shades() -> None:
     expected = np.zeros((4, 4), bool)
     expected[:2, :2] = True
     np.testing.assert_array_equal(scaled_region(region, 4), expected)
+
+
+@pytest.mark.parametrize("side", [150, 200, 300])
+def test_region_is_scaled_about_its_middle(side: int) -> None:
+    region = np.zeros((64, 64), bool)
+    region[20:44, 20:44] = True
+    columns = np.flatnonzero(scaled_region(region, side).any(axis=0))
+    ends = np.array([columns[0], columns[-1] + 1])
+    # Half a pixel at most, and not all to one side: the plain nearest pixel is up to one too far to the right.
+    assert np.abs(ends - np.array([20, 44]) * side / 64).max() <= 0.5
+
+
+def test_pasted_hair_line_is_not_dimmed() -> None:
+    image, drawn = np.full((64, 64, 3), 200, np.uint8), np.zeros((64, 64, 3), np.uint8)
+    outline = np.zeros((64, 64), np.uint8)
+    outline[31:33, 10:54] = 255
+    options: dict[str, Any] = {"region": np.ones((64, 64), bool), "outline": outline, "feather_px": 4}
+    out = composite(image, Window(0, 0, 64), drawn, backend="paste", **options)
+    # Three quarters of the contrast, as the feather of a narrow region leaves.
+    assert out.min() <= 60

@@ -92,6 +92,18 @@ def test_every_defect_is_labelled_inside_its_tile(x, y, width, height):
         assert area(label.xyxy) <= area(box) * (1 + 1e-9)
 
 
+def test_crack_through_many_tiles_is_labelled_in_each():
+    crack = Annotation(0, (0, 500, 1000, 512))
+    shown = [tile for tile in cut_tiles([crack], (1000, 1000), 320) if tile.labels]
+    assert len(shown) == 4 and not any(tile.ambiguous for tile in shown)
+    assert {tile.labels[0].xyxy[2] - tile.labels[0].xyxy[0] for tile in shown} == {320}
+    # A crack from corner to corner: its outline says in which tiles it is, its box does not.
+    outline = ((0, 0), (20, 0), (960, 940), (960, 960), (940, 960), (0, 20))
+    tiles = cut_tiles([Annotation(0, (0, 0, 960, 960), outline)], (960, 960), 320)
+    assert [len(tile.labels) for tile in tiles] == [1, 0, 0, 0, 1, 0, 0, 0, 1]
+    assert sum(len(tile.labels) for tile in cut_tiles([Annotation(0, (0, 0, 960, 960))], (960, 960), 320)) == 1
+
+
 def test_polygon_is_clipped_at_the_tile():
     # A diamond around (320, 50): its right half in the second tile.
     diamond = ((300.0, 50.0), (320.0, 30.0), (340.0, 50.0), (320.0, 70.0))

@@ -1,5 +1,6 @@
 import io
 import json
+import math
 import os
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from defectgen.recipe import TrainYolo
 from defectgen.yolo.environment import _container_cores, num_threads, worker_environment
 from defectgen.yolo.results import collect_results, mean_metrics, missed_weights, results_tables, verdict_line
 from defectgen.yolo.train import refuse_other_settings, resolve_model, train_arms
+from defectgen.yolo.worker import _follow_schedule
 
 
 def test_missing_weights_are_not_downloaded(tmp_path):
@@ -138,8 +140,8 @@ def test_two_seeds_give_a_verdict_and_one_says_what_it_takes():
         results = dict(zip(("real", "real+defectgen"), (runs(*scores) for scores in per_arm), strict=True))
         return collect_results(results, config=TrainYolo(), class_names=["scratch", "spot"], plan=plan)
 
-    assert verdict_line(collected((0.2, 0.21), (0.3, 0.31))).startswith("Adding the synthetic images helps: ")
-    assert collected((0.2, 0.21), (0.1, 0.11))["verdict"]["finding"] == "hurts"
+    assert verdict_line(collected((0.2, 0.21), (0.3, 0.32))).startswith("Adding the synthetic images helps: ")
+    assert collected((0.2, 0.21), (0.1, 0.12))["verdict"]["finding"] == "hurts"
     assert "two seeds" in verdict_line(collected((0.2,), (0.3,)))
 
 
@@ -221,6 +223,23 @@ def test_another_test_set_costs_no_training(tmp_path, make_sources, monkeypatch)
     # Other training data, other weights.
     train(replace(fewer, train=sources.train[:-1]))
     assert "weights" not in jobs[2]
+
+
+@pytest.mark.parametrize("batches", [4, 37])
+def test_learning_rate_ends_with_the_last_iteration(batches):
+    # 150 iterations are 38 epochs of 4 batches, the last one cut, or 5 of 37.
+    epochs, group = math.ceil(150 / batches), {"initial_lr": 1.0}
+    trainer = SimpleNamespace(
+        epochs=epochs,
+        lf=lambda epoch: max(1 - epoch / epochs, 0) * 0.99 + 0.01,
+        train_loader=[None] * batches,
+        optimizer=SimpleNamespace(param_groups=[group]),
+    )
+    rates = []
+    for _ in range(150):
+        _follow_schedule(trainer, iterations=150)
+        rates.append(group["lr"])
+    assert rates[0] == 1 and rates[75] == pytest.approx(0.505) and rates[-1] == pytest.approx(0.0166, abs=1e-4)
 
 
 @pytest.mark.long
