@@ -34,6 +34,7 @@ class Crop:
         line_slack_px: image pixels between the box and the thin line found in it, on each side that is not an edge of
             the image; None where no line was found.
         is_held_out: kept from training, to watch for memorising.
+        size_wh: of the image, beyond which a window is mirrored; None where it lies within.
     """
 
     image: np.ndarray
@@ -47,6 +48,7 @@ class Crop:
     touches: tuple[bool, bool, bool, bool] = (False, False, False, False)
     line_slack_px: tuple[float, ...] | None = None
     is_held_out: bool = False
+    size_wh: tuple[int, int] | None = None
 
 
 def centre(array: np.ndarray, side: int) -> np.ndarray:
@@ -97,6 +99,7 @@ def defect_crops(
                     touches=_touches(annotation.xyxy, item.size_wh),
                     line_slack_px=_line_slack(annotation, item.size_wh),
                     is_held_out=(item.name, index) in held_out,
+                    size_wh=item.size_wh,
                 )
             )
     return crops
@@ -192,18 +195,18 @@ def _held_out(
     images: Sequence[LabelledImage], around: dict[tuple[str, int], Window], share: float, seed: int
 ) -> set[tuple[str, int]]:
     by_class: dict[int, list[tuple[str, int]]] = {}
-    shown = set()
+    in_others = set()
     for item in images:
         for index, annotation in enumerate(item.annotations):
             by_class.setdefault(annotation.class_id, []).append((item.name, index))
             others = (around[item.name, other] for other in range(len(item.annotations)) if other != index)
             if any(_intersects(other.xyxy, annotation.xyxy) for other in others):
-                shown.add((item.name, index))
+                in_others.add((item.name, index))
     held_out: set[tuple[str, int]] = set()
     for class_id, keys in sorted(by_class.items()):
         count = max(0, min(round(share * len(keys)), len(keys) - 4))
         order = [keys[i] for i in numpy_rng(seed, "held out", class_id).permutation(len(keys))]
-        held_out.update(sorted(order, key=lambda key: key in shown)[:count])
+        held_out.update(sorted(order, key=lambda key: key in in_others)[:count])
     return held_out
 
 
@@ -217,15 +220,21 @@ def _intersects(a: XYXY, b: XYXY) -> bool:
     return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
 
 
+def shown(mask: np.ndarray) -> np.ndarray:
+    """bool (H, W): where a mask (uint8) is at least half as strong as it can be; as it is, where it has faded: a line
+    thinner than a pixel, turned.
+    """
+    strongest = int(mask.max())
+    return mask >= (128 if strongest >= 128 else max(strongest / 2, 1))
+
+
 def region_of(mask: np.ndarray, *, outlined: bool, grow: float = 1.0) -> np.ndarray:
     """bool (H, W): the pixels the generator may draw on for a defect `mask` (uint8 (H, W) in window pixels).
 
     An outline is grown by a tenth of its longest side, a box likewise on each side, by 2 to 6 px at `grow` 1: room for
     the annotators' slack and for a soft edge. A thin outline is grown by its width at most.
     """
-    ys, xs = np.nonzero(mask >= 128)
-    if len(xs) == 0:
-        ys, xs = np.nonzero(mask >= mask.max())
+    ys, xs = np.nonzero(shown(mask) if mask.any() else mask == 0)
     x1, y1, x2, y2 = xs.min(), ys.min(), xs.max() + 1, ys.max() + 1
     most = 6.0
     if outlined:

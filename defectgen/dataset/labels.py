@@ -11,7 +11,7 @@ import numpy as np
 from defectgen.boxes import clip_xyxy, mask_outlines, mask_xyxy
 from defectgen.crops import Crop, centre
 from defectgen.records import XYXY, Polygon
-from defectgen.windows import Window, crop_window, resize
+from defectgen.windows import Window, crop_window, resize, window_inside
 
 # Image pixels on the left, at the top, right and bottom.
 Sides = tuple[float, float, float, float]
@@ -130,8 +130,11 @@ def cut_off(drawn: np.ndarray, clean: np.ndarray, region: np.ndarray, *, min_cha
 
 
 def visible_defect(crop: Crop, twin: np.ndarray, *, min_change: int) -> np.ndarray:
-    """bool (H, W): where a real defect visibly differs from its clean twin (uint8 (H, W, 3))."""
-    return visible_part(centre(crop.image, twin.shape[0]), twin, min_change=min_change)
+    """bool (H, W): where a real defect visibly differs from its clean twin (uint8 (H, W, 3)), not its mirror images."""
+    seen = visible_part(centre(crop.image, twin.shape[0]), twin, min_change=min_change)
+    if crop.size_wh is None:
+        return seen
+    return seen & (resize(window_inside(crop.window, crop.size_wh).astype(np.uint8), len(twin)) > 0)
 
 
 def visible_part(image: np.ndarray, twin: np.ndarray, *, min_change: int) -> np.ndarray:

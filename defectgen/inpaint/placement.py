@@ -15,7 +15,8 @@ from typing import Any, TypeVar
 import cv2
 import numpy as np
 
-from defectgen.crops import Crop, centre, own_mask, region_of
+from defectgen.boxes import mask_xyxy
+from defectgen.crops import Crop, centre, own_mask, region_of, shown
 from defectgen.recipe import Place
 from defectgen.records import XYXY
 from defectgen.seeds import numpy_rng
@@ -240,13 +241,28 @@ def annotated_box(model: Model, turn: Turn, window: Window, size_wh: tuple[int, 
         x1, y1, x2, y2 = y1, 1 - x2, y2, 1 - x1
     if turn.angle_deg % 90:
         window_px = model.twin.shape[0]
-        box = _outline_box(centre(turn.apply(own_mask(model.crop, window_px)), window_px))
+        mask = own_mask(model.crop, window_px)
+        if not model.crop.outlined:
+            mask = _ellipse_in(mask)
+        box = _outline_box(centre(turn.apply(mask), window_px))
         assert box is not None, "it was placed, so it has an outline"
         # Of a line the mask is the line: its box has the annotators' slack around it.
         slack = float(np.mean(model.crop.line_slack_px or (0.0,))) / model.crop.window.side
         x1, y1, x2, y2 = (value / window_px + sign * slack for value, sign in zip(box, (-1, -1, 1, 1), strict=True))
     side = window.side
     return _clipped((window.x + x1 * side, window.y + y1 * side, window.x + x2 * side, window.y + y2 * side), size_wh)
+
+
+def _ellipse_in(mask: np.ndarray) -> np.ndarray:
+    """uint8 like `mask`, a box: the ellipse in it. What fills it is not known, and turned, its corners stick out."""
+    found = _outline_box(mask)
+    if found is None:
+        return mask
+    x1, y1, x2, y2 = found
+    # In sixteenths of a pixel, from pixel centres.
+    middle = (round(8 * (x1 + x2 - 1)), round(8 * (y1 + y2 - 1)))
+    axes = (round(8 * (x2 - x1 - 1)), round(8 * (y2 - y1 - 1)))
+    return cv2.ellipse(np.zeros_like(mask), middle, axes, 0, 0, 360, 255, -1, cv2.LINE_8, 4)
 
 
 def _clipped(box: Sequence[float], size_wh: tuple[int, int]) -> XYXY:
@@ -324,12 +340,7 @@ def _match(image: np.ndarray, template: np.ndarray, weights: np.ndarray, size: i
 
 
 def _outline_box(outline: np.ndarray) -> XYXY | None:
-    ys, xs = np.nonzero(outline >= 128)
-    if len(xs) == 0:
-        ys, xs = np.nonzero(outline > 0)
-    if len(xs) == 0:
-        return None
-    return (float(xs.min()), float(ys.min()), float(xs.max() + 1), float(ys.max() + 1))
+    return mask_xyxy(shown(outline))
 
 
 def _free(

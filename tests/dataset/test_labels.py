@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from defectgen.boxes import mask_outlines, mask_xyxy, polygon_mask, polygon_xyxy
-from defectgen.crops import Crop, centre, crop_side
+from defectgen.crops import Crop, centre, crop_side, with_surroundings
 from defectgen.dataset.labels import (
     Measured,
     annotators_margin,
@@ -24,7 +24,7 @@ from defectgen.dataset.labels import (
     window_view,
 )
 from defectgen.records import XYXY
-from defectgen.windows import Window
+from defectgen.windows import Window, crop_window, resize
 
 CLEAN = np.full((80, 100, 3), 100, np.uint8)
 
@@ -323,6 +323,19 @@ def test_own_margin_is_what_the_box_leaves_around_what_is_visible() -> None:
     assert own_margin(crop, twin, min_change=14, at_least=6.5) == pytest.approx((9, 6.5, 7, 6.5), abs=0.5)
     assert own_margin(marked(0, 60, 12, side=128), twin, min_change=14) == pytest.approx((12, 12, 12, 12), abs=1)
     assert own_margin(replace(crop, image=np.full_like(crop.image, 100)), twin, min_change=14) is None
+
+
+def test_mirror_image_of_a_defect_beyond_the_edge_is_no_part_of_it() -> None:
+    # 5 px within its box, near the left edge of an image of 100 px: the window shows it twice.
+    photo = np.full((600, 100, 3), 100, np.uint8)
+    photo[245:355, 10:20] = 200
+    window = Window(-20, 232, 136)
+    around = with_surroundings(window, 64)
+    image = resize(crop_window(photo, around), crop_side(64))
+    crop = Crop(image, image[..., 0], 0, "part.png", 0, window, (5, 240, 25, 360), size_wh=(100, 600))
+    twin = np.full((64, 64, 3), 100, np.uint8)
+    assert own_margin(crop, twin, min_change=14) == pytest.approx((5, 5, 5, 5), abs=2.2)
+    assert own_margin(replace(crop, size_wh=None), twin, min_change=14)[0] == 0  # type: ignore[index]
 
 
 def test_window_view_is_the_window_at_the_generators_size() -> None:

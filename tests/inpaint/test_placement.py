@@ -369,6 +369,14 @@ def test_annotators_box_turns_as_the_outline_does(flip_x: bool, flip_y: bool, an
     assert box == pytest.approx(placement.asked_xyxy, abs=placement.window.side / WINDOW_PX)
 
 
+@pytest.mark.parametrize("angle", [10, 30, 45])
+def test_annotators_box_of_a_turned_round_defect_is_no_larger(angle: float) -> None:
+    model = model_of(product(0), (60, 40, 100, 80))
+    x1, y1, x2, y2 = annotated_box(model, Turn(angle_deg=angle), model.crop.window, (160, 120))
+    # The corners of a box turned by 45 degrees are 57 px apart.
+    assert (x2 - x1, y2 - y1) == pytest.approx((40, 40), abs=2 * model.crop.window.side / WINDOW_PX)
+
+
 def test_annotators_box_of_an_unturned_model_is_exact_and_ends_at_the_image() -> None:
     model = model_of(product(0), (60.5, 50.25, 90, 58))
     window = model.crop.window
