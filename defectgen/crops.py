@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from defectgen.boxes import polygon_xyxy
+from defectgen.boxes import polygon_mask, polygon_xyxy
 from defectgen.images import read_rgb
 from defectgen.records import XYXY, Annotation, LabelledImage, Polygon
 from defectgen.seeds import numpy_rng
@@ -138,10 +138,14 @@ def clean_crops(
 def annotation_mask(annotation: Annotation, size_wh: tuple[int, int]) -> np.ndarray:
     """uint8 (H, W), 255 within the annotation's polygon or the line in its box; within the box where it has neither."""
     mask = np.zeros((size_wh[1], size_wh[0]), np.uint8)
-    # Sub-pixel corners: thin cracks lose their width to whole pixels.
-    outlines = [np.round((np.asarray(outline) - 0.5) * 16).astype(np.int32) for outline in _outlines(annotation)]
-    if outlines:
-        cv2.fillPoly(mask, outlines, 255, shift=4)
+    if outlines := _outlines(annotation):
+        inside = np.logical_xor.reduce([polygon_mask(outline, size_wh) for outline in outlines])
+        # OpenCV fills to a pixel beyond the border, which keeps what is too thin to hold the centre of a pixel.
+        corners = [np.round((np.asarray(outline) - 0.5) * 16).astype(np.int32) for outline in outlines]
+        cv2.fillPoly(mask, corners, 255, shift=4)
+        around = np.ones((3, 3), np.uint8)
+        solid = cv2.dilate(cv2.morphologyEx(inside.astype(np.uint8), cv2.MORPH_OPEN, around), around) > 0
+        mask[solid & ~inside] = 0
     else:
         x1, y1, x2, y2 = (round(value) for value in annotation.xyxy)
         mask[y1 : max(y2, y1 + 1), x1 : max(x2, x1 + 1)] = 255
@@ -185,9 +189,11 @@ def _scaled(image: np.ndarray, window: Window, window_px: int) -> np.ndarray:
 
 def _thickened(mask: np.ndarray, grain_px: float) -> np.ndarray:
     """`mask` with what is thinner than a pixel of the generator widened to one, so that no crack fades when scaled."""
-    # Odd: an even one has no middle, and opening with it would move what is not thin by a pixel.
-    kernel = np.ones((int(np.ceil(grain_px)) // 2 * 2 + 1,) * 2, np.uint8)
-    thin = cv2.subtract(mask, cv2.morphologyEx(mask, cv2.MORPH_OPEN, kernel))
+    side = int(np.ceil(grain_px))
+    kernel = np.ones((side, side), np.uint8)
+    # By hand: with an even kernel, which has no middle, OpenCV's opening moves all by a pixel.
+    opened = cv2.dilate(cv2.erode(mask, kernel), kernel, anchor=((side - 1) // 2,) * 2)
+    thin = cv2.subtract(mask, opened)
     return cv2.max(mask, cv2.dilate(thin, kernel))
 
 
