@@ -525,7 +525,8 @@ def _control_set(arm: str, recipe: Recipe, sources: Sources, out: Path, *, progr
     followed, task = fingerprint, task_of(recipe)
     rejected: list[int] = []
     if arm == "real+aug":
-        num_images = recipe.synth.num_images
+        # As many defective ones as the other sets have.
+        num_images = recipe.synth.num_images - len(clean_indexes(recipe))
 
         def make(position: int) -> Composite:
             return compose_augmented(recipe, sources, position)
