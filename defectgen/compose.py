@@ -35,7 +35,7 @@ from defectgen.recipe import Recipe
 from defectgen.records import XYXY, Composite, LabelledImage, PlacedDefect, Rejection, Sources
 from defectgen.seeds import derive_seed, numpy_rng
 from defectgen.studio import Studio
-from defectgen.windows import crop_window, resize, window_inside
+from defectgen.windows import crop_window, inside_at, resize
 
 if TYPE_CHECKING:
     from defectgen.diffusion.pipelines import DefectInpaintPipeline, DefectOutput
@@ -454,7 +454,7 @@ def _own_label(
         return None
     margin = own_margin(model.crop, model.twin, min_change=min_change, at_least=at_least)
     # Beyond the edges of its image the window shows mirror images.
-    inside = resize(window_inside(placement.window, size_wh).astype(np.uint8), len(after)) > 0
+    inside = inside_at(placement.window, size_wh, len(after))
     seen = mask_xyxy(visible_part(after, before, min_change=min_change) & inside)
     if margin is None or seen is None:
         return None

@@ -82,9 +82,9 @@ def compose_procedural(recipe: Recipe, sources: Sources, studio: Studio, row: di
     def paint(image: np.ndarray, placed: dict[str, Any], number: int) -> tuple[np.ndarray, XYXY, None]:
         asked = placed["asked_xyxy"]
         margin_px = studio.margins[placed["class_id"]] if recipe.labels.margin == "auto" else 0.0
-        # What was asked for of an outlined defect has no margin around it.
         crop = studio.models[placed["placement"]["model"]].crop
-        # The margin stays as it is, whatever the size: what is asked for, scaled with it, has that much more or less.
+        # The box asked for is the model's, scaled with its margin, where that of a label is the same at any size. What
+        # was asked for of an outlined defect has none.
         asked_margin_px = 0.0 if crop.outlined else margin_px * placed["placement"]["window"][2] / crop.window.side
         rng = numpy_rng(recipe.seed, "procedural", int(row["index"]), number)
         after, box = _drawn(image, asked, asked_margin_px, rng, two_levels(image))

@@ -92,6 +92,13 @@ def resize(image: np.ndarray, side: int) -> np.ndarray:
     return cv2.resize(image, (side, side), interpolation=interpolation)
 
 
+def inside_at(window: Window, size_wh: tuple[int, int], side: int) -> np.ndarray:
+    """bool (side, side), True where the window, seen at that size, lies on the image."""
+    inside = window_inside(window, size_wh).astype(np.uint8)
+    seen: np.ndarray = cv2.resize(inside, (side, side), interpolation=cv2.INTER_NEAREST_EXACT) > 0
+    return seen
+
+
 def window_inside(window: Window, size_wh: tuple[int, int]) -> np.ndarray:
     """bool (side, side), True where the window lies on the image."""
     xs = np.arange(window.x, window.x + window.side)

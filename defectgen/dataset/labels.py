@@ -11,7 +11,7 @@ import numpy as np
 from defectgen.boxes import clip_xyxy, mask_outlines, mask_xyxy
 from defectgen.crops import Crop, centre
 from defectgen.records import XYXY, Polygon
-from defectgen.windows import Window, crop_window, resize, window_inside
+from defectgen.windows import Window, crop_window, inside_at, resize
 
 # Image pixels on the left, at the top, right and bottom.
 Sides = tuple[float, float, float, float]
@@ -134,7 +134,7 @@ def visible_defect(crop: Crop, twin: np.ndarray, *, min_change: int) -> np.ndarr
     seen = visible_part(centre(crop.image, twin.shape[0]), twin, min_change=min_change)
     if crop.size_wh is None:
         return seen
-    return seen & (resize(window_inside(crop.window, crop.size_wh).astype(np.uint8), len(twin)) > 0)
+    return seen & inside_at(crop.window, crop.size_wh, len(twin))
 
 
 def visible_part(image: np.ndarray, twin: np.ndarray, *, min_change: int) -> np.ndarray:

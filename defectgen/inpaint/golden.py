@@ -17,7 +17,7 @@ import numpy as np
 from defectgen.crops import Crop, centre, region_of
 from defectgen.images import read_rgb
 from defectgen.records import LabelledImage
-from defectgen.windows import Window, crop_window, resize, window_inside
+from defectgen.windows import Window, crop_window, inside_at, resize
 
 # Side of the windows that are compared first, and how many windows around the defect's own place are searched. Images
 # are scaled down for it in steps, once for all windows of about the same side.
@@ -76,7 +76,7 @@ def golden_windows(
             shots = []
             for window in {_refined(grey, template, place) for place in near if place is not None}:
                 view = resize(crop_window(image, window), window_px)
-                inside = _inside(window, image.shape[1::-1], window_px)
+                inside = inside_at(window, image.shape[1::-1], window_px)
                 shot = _shot(windows[number], view, regions[number], inside)
                 if shot is not None:
                     shots.append(replace(shot, is_same=_is_same(wide[number], _wide_view(image, window))))
@@ -126,7 +126,7 @@ def _wide_view(image: np.ndarray, window: Window) -> _Wide:
     pad = (WIDE - 1) * window.side // 2
     around = Window(window.x - pad, window.y - pad, window.side + 2 * pad)
     grey = cv2.cvtColor(resize(crop_window(image, around), WIDE_PX), cv2.COLOR_RGB2GRAY)
-    return grey.astype(np.float32), _inside(around, image.shape[1::-1], WIDE_PX)
+    return grey.astype(np.float32), inside_at(around, image.shape[1::-1], WIDE_PX)
 
 
 def _is_same(real: _Wide, other: _Wide) -> bool:
@@ -213,10 +213,3 @@ def _refined(grey: np.ndarray, template: np.ndarray, window: Window) -> Window:
     differences = cv2.matchTemplate(near, template, cv2.TM_SQDIFF)
     row, column = np.unravel_index(int(np.argmin(differences)), differences.shape)
     return Window(window.x - reach + round(column * scale), window.y - reach + round(row * scale), window.side)
-
-
-def _inside(window: Window, size_wh: tuple[int, int], window_px: int) -> np.ndarray:
-    """bool (window_px, window_px): where the window lies on the image."""
-    inside = window_inside(window, size_wh).astype(np.uint8)
-    scaled: np.ndarray = cv2.resize(inside, (window_px, window_px), interpolation=cv2.INTER_NEAREST_EXACT) > 0
-    return scaled

@@ -44,8 +44,7 @@ class Difference:
 
     def phrase(self, more: str = "") -> str:
         if self.mean and not self.has_spread:
-            same = f"the same in all {self.num_seeds} seeds, which gives no interval"
-            return f"{self.mean:+.1f} points against {self.against} ({same}{more})"
+            return f"{self.mean:+.1f} points against {self.against} (the same in both seeds, so without interval{more})"
         interval = f"{100 * self.confidence:.3g} % interval {self.low:+.1f} to {self.high:+.1f}"
         return f"{self.mean:+.1f} points against {self.against} ({interval}{more})"
 

@@ -137,7 +137,7 @@ def test_differences_without_spread_show_nothing() -> None:
     own, real = {0: 0.95, 1: 0.9}, {0: 0.9, 1: 0.85}
     verdict = judge({"real+defectgen": own, "real": real})
     assert verdict is not None and verdict.finding == "no difference shown"
-    assert "+5.0 points against real (the same in all 2 seeds, which gives no interval" in verdict.sentence(20)
+    assert "+5.0 points against real (the same in both seeds, so without interval" in verdict.sentence(20)
     swapped = judge({"real+defectgen": real, "real": own})
     assert swapped is not None and swapped.finding == "no difference shown"
     told = judge({"real+defectgen": {0: 0.95, 1: 0.951}, "real": {0: 0.5, 1: 0.5}})
