@@ -201,8 +201,15 @@ class Inpaint(Section):
         description="1: drawn afresh from noise; lower: nearer to the start. A number, or a range of which each "
         "round of drawings on an image takes one.",
     )
-    num_steps: int = Field(10, ge=1, le=1000, description="Sampling steps.")
-    guidance: float = Field(2.0, ge=1, description="Weight of the class in sampling; 1 is none.")
+    num_steps: int = Field(
+        10, ge=1, le=1000, description="Sampling steps from pure noise; a drawing takes its strength's share of them."
+    )
+    guidance: float = Field(
+        1.0,
+        ge=1,
+        description="Weight of the class in sampling; 1 is none, more takes twice the time. Over a copy, which shows "
+        "its class, none is needed.",
+    )
     feather_px: int = Field(
         3, ge=0, description="Width of the soft edge, in image pixels, inside the region; paste: at most 2."
     )

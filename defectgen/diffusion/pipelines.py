@@ -5,6 +5,7 @@ Both are saved and loaded whole, as diffusers does: `save_pretrained(folder)`, `
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -15,6 +16,9 @@ from diffusers.utils import BaseOutput
 
 from defectgen.device import autocast
 from defectgen.diffusion.unet import SAMPLE_CHANNELS, context_of, no_class, predict_clean, velocity
+
+# A drawing takes so many steps at least, or all where there are fewer.
+LEAST_STEPS = 2
 
 # After a step: its number, the sigma it came from, x there, and the clean image predicted from it, float (B, 4, H, W).
 OnStep = Callable[[int, float, torch.Tensor, torch.Tensor], None]
@@ -99,6 +103,7 @@ class DefectInpaintPipeline(_DefectPipeline):
             seeds: one per window.
             patches: uint8 (B, H, W, 4), RGB and mask to start from; needed where strength < 1.
             strength: 1 draws afresh from noise; lower keeps that much more of the patch (Meng et al. 2022, SDEdit).
+            num_steps: from strength 1; from a lower one its share of them, rounded up, as in diffusers' image-to-image.
 
         Raises:
             ValueError: strength < 1 without patches.
@@ -118,7 +123,7 @@ class DefectInpaintPipeline(_DefectPipeline):
             start,
             context_of(window, region),
             class_ids,
-            num_steps,
+            max(math.ceil(num_steps * strength), min(num_steps, LEAST_STEPS)),
             guidance,
             strength=strength,
             outside=_Outside(region, known, noise),

@@ -85,7 +85,9 @@ def two_levels(image: np.ndarray) -> tuple[int, int] | None:
         return None
     near_low, near_high = (image <= low + SLACK_LEVELS).mean(), (image >= high - SLACK_LEVELS).mean()
     # Pure colours are as far apart.
-    if (image.max(axis=2) - image.min(axis=2) > SLACK_LEVELS).mean() > 1 - BINARY_SHARE:
+    red, green, blue = cv2.split(image)
+    tint = cv2.subtract(cv2.max(cv2.max(red, green), blue), cv2.min(cv2.min(red, green), blue))
+    if (tint > SLACK_LEVELS).mean() > 1 - BINARY_SHARE:
         return None
     # A camera's black is never without noise: a dark field with a few bright spots is not binarised.
     both = min(near_low, near_high) > 1 - BINARY_SHARE

@@ -156,6 +156,14 @@ def inpaint_class(pipeline: DefectInpaintPipeline, class_id: int) -> np.ndarray:
     return pipeline(window[None], region[None], [class_id], seeds=[0], num_steps=1).images
 
 
+def test_one_step_is_one_step_at_any_strength() -> None:
+    pipeline = make_pipeline()
+    batches = Batches(pipeline.unet)
+    patch = np.zeros((1, SIDE, SIDE, 4), np.uint8)
+    inpaint(pipeline, [1], strength=0.1, patches=patch, num_steps=1, guidance=1)
+    assert batches.sizes == [1]
+
+
 def test_strength_below_one_needs_patches(pipeline: DefectInpaintPipeline) -> None:
     with pytest.raises(ValueError, match=r"strength 0\.5 needs patches to start from"):
         inpaint(pipeline, [1], strength=0.5)
@@ -199,7 +207,7 @@ def test_steps_lead_from_noise_to_the_image_that_the_network_knows(num_steps: in
     assert oracle.sigmas == pytest.approx([1 - step / num_steps for step in range(num_steps)])
 
 
-@pytest.mark.parametrize(("strength", "num_steps"), [(0.1, 10), (0.3, 10), (1.0, 100)])
+@pytest.mark.parametrize(("strength", "num_steps"), [(0.1, 100), (0.3, 40), (1.0, 100)])
 def test_last_step_reaches_what_the_network_predicts(strength: float, num_steps: int) -> None:
     oracle = Oracle(torch.zeros(1, 4, SIDE, SIDE))
     window, region = window_and_region(1)
@@ -210,8 +218,10 @@ def test_last_step_reaches_what_the_network_predicts(strength: float, num_steps:
     assert np.abs(drawn - 127.5).max() <= 0.51
 
 
-@pytest.mark.parametrize("strength", [1.0, 0.6])
-def test_drawing_starts_at_the_strength_and_outside_the_region_follows_the_known_pixels(strength: float) -> None:
+@pytest.mark.parametrize(("strength", "steps"), [(1.0, 4), (0.6, 3), (0.1, 2)])
+def test_drawing_takes_its_share_of_the_steps_and_outside_the_region_follows_the_known_pixels(
+    strength: float, steps: int
+) -> None:
     x_0 = torch.linspace(-1, 1, 4 * SIDE * SIDE).reshape(1, 4, SIDE, SIDE)
     oracle = Oracle(x_0)
     window, region = window_and_region(1)
@@ -219,7 +229,7 @@ def test_drawing_starts_at_the_strength_and_outside_the_region_follows_the_known
     pipeline = DefectInpaintPipeline(oracle, scheduler(), CLASSES, SIDE)
     options = {"num_steps": 4, "guidance": 1, "strength": strength}
     output = pipeline(window[None], region[None], [0], seeds=[1], patches=patch, **options)
-    assert oracle.sigmas == pytest.approx([strength * (1 - step / 4) for step in range(4)])
+    assert oracle.sigmas == pytest.approx([strength * (1 - step / steps) for step in range(steps)])
     asked = (x_0[0].permute(1, 2, 0).numpy() + 1) * 127.5
     assert np.abs(output.images[0][region] - asked[region][:, :3]).max() <= 0.51
     assert (output.images[0][~region] == window[~region]).all()
