@@ -119,6 +119,7 @@ def main() -> None:
     parser.add_argument("recipe", type=Path)
     parser.add_argument("--set", action="append", default=[], dest="overrides")
     parser.add_argument("--try", action="append", default=[], dest="tries", help="overrides, separated by spaces")
+    parser.add_argument("--every", type=int, default=1, help="take one of so many unseen defects")
     parser.add_argument("--out", type=Path, default=Path("runs/unseen_defects"))
     arguments = parser.parse_args()
     base: np.ndarray | None = None
@@ -127,7 +128,7 @@ def main() -> None:
         sources = load_sources(recipe, arguments.out / "demo")
         name = tried.replace(" ", ",") or "base"
         pipeline, best = fitted(recipe, sources, arguments.out / f"{name.replace('/', '_')}.pt")
-        crops = unseen(recipe, sources)
+        crops = unseen(recipe, sources)[:: arguments.every]
         found = errors(pipeline, crops, recipe, len(sources.class_names))
         if base is None:
             base = found
