@@ -36,6 +36,7 @@ from defectgen.trackers import tracked
 if TYPE_CHECKING:
     from defectgen.dataset.screen import Screen
     from defectgen.diffusion.pipelines import DefectInpaintPipeline, DefectPatchPipeline
+    from defectgen.diffusion.train import FitLog
 
 NUM_CLEAN_CROPS = 2400
 SAMPLES_FOLDER = "samples"
@@ -115,6 +116,43 @@ def real_crops(recipe: Recipe, sources: Sources) -> list[Crop]:
     )
 
 
+def training_clean_crops(recipe: Recipe, sources: Sources, crops: Sequence[Crop]) -> list[Crop]:
+    """Windows of clean product for training, beside those of the real defects.
+
+    Raises:
+        DataError: none can be cut.
+    """
+    backgrounds = sources.train_clean if recipe.data.base == "clean" else (*sources.train, *sources.train_clean)
+    clean = clean_crops(
+        backgrounds, crops, window_px=recipe.generator.window_px, num_crops=NUM_CLEAN_CROPS, seed=recipe.seed
+    )
+    if not clean:
+        raise DataError(
+            f"data.train_clean: the {len(backgrounds)} images have no room for a window without a defect, so clean "
+            "product cannot be learnt; name clean images, or images that show more of the product"
+        )
+    return clean
+
+
+def train(
+    recipe: Recipe, sources: Sources, crops: Sequence[Crop], clean: Sequence[Crop], *, state_path: Path, **hooks: Any
+) -> tuple[DefectInpaintPipeline, FitLog]:
+    """The recipe's generator, trained on these crops, and its log; `hooks`: `train_generator`'s progress and show."""
+    from defectgen.diffusion.train import train_generator
+
+    return train_generator(
+        crops,
+        clean,
+        class_names=sources.class_names,
+        config=recipe.generator,
+        flip=recipe.place.flip,
+        quarter_turns=recipe.place.quarter_turns,
+        seed=recipe.seed,
+        state_path=state_path,
+        **hooks,
+    )
+
+
 def fit(
     recipe: Recipe, sources: Sources, folder: Path, *, progress: Progress, trackers: Sequence[str] = ()
 ) -> dict[str, Any]:
@@ -134,21 +172,14 @@ def fit(
 
     from defectgen.dataset.labels import annotators_margin, least_contrasts
     from defectgen.dataset.screen import train_screen
-    from defectgen.diffusion.train import FitProgress, train_generator
+    from defectgen.diffusion.train import FitProgress
     from defectgen.diffusion.twins import clean_twins
 
     partial = folder.with_name(folder.name + ".partial")
     partial.mkdir(parents=True, exist_ok=True)
-    num_classes = len(sources.class_names)
-    window_px = recipe.generator.window_px
+    num_classes, window_px = len(sources.class_names), recipe.generator.window_px
     crops = real_crops(recipe, sources)
-    backgrounds = sources.train_clean if recipe.data.base == "clean" else (*sources.train, *sources.train_clean)
-    clean = clean_crops(backgrounds, crops, window_px=window_px, num_crops=NUM_CLEAN_CROPS, seed=recipe.seed)
-    if not clean:
-        raise DataError(
-            f"data.train_clean: the {len(backgrounds)} images have no room for a window without a defect, so clean "
-            "product cannot be learnt; name clean images, or images that show more of the product"
-        )
+    clean = training_clean_crops(recipe, sources, crops)
 
     def report(state: FitProgress) -> None:
         figures = {"loss": state.loss, "seconds_per_step": state.seconds_per_step}
@@ -172,18 +203,7 @@ def fit(
         progress("sample sheet", 1, 1, str(path))
 
     with tracked(trackers, folder.parent / "logs", "fit", warn=warn) as track:
-        pipeline, log = train_generator(
-            crops,
-            clean,
-            class_names=sources.class_names,
-            config=recipe.generator,
-            flip=recipe.place.flip,
-            quarter_turns=recipe.place.quarter_turns,
-            seed=recipe.seed,
-            state_path=state_path,
-            progress=report,
-            show=show,
-        )
+        pipeline, log = train(recipe, sources, crops, clean, state_path=state_path, progress=report, show=show)
     if log.stopped_early:
         note = f"stopped: the held-out loss was lowest at step {log.best_step}"
         progress("fit generator", log.steps, log.steps, note)

@@ -7,7 +7,7 @@ real training defects beyond the budget (name `data.per_class` or `data.max_imag
 any), noised to the strengths that drawing uses: the error in the region, in grey levels, and its ratio to the first
 generator's, defect by defect, with a 95 % interval over images. It costs no detector, and hundreds of defects tell
 small differences apart.
-Fits are kept in --out, and continued.
+Fits are kept in --out, by data and settings, and continued.
 """
 
 from __future__ import annotations
@@ -21,36 +21,30 @@ import torch
 from scipy import stats
 
 from defectgen.augment import Windows
-from defectgen.crops import Crop, centre, clean_crops, region_of
+from defectgen.crops import Crop, centre, region_of
 from defectgen.data.load import load_sources
 from defectgen.diffusion.batches import to_batch
 from defectgen.diffusion.pipelines import DefectInpaintPipeline
-from defectgen.diffusion.train import train_generator
 from defectgen.diffusion.unet import context_of, no_class, predict_clean
 from defectgen.recipe import Recipe, load_recipe
 from defectgen.records import Sources
 from defectgen.seeds import numpy_rng, torch_rng
-from defectgen.studio import NUM_CLEAN_CROPS, real_crops
+from defectgen.studio import fit_fingerprint, real_crops, train, training_clean_crops
 
 STRENGTHS = (0.2, 0.4, 0.6, 0.8)
 BATCH = 32
 
 
-def fitted(recipe: Recipe, sources: Sources, state: Path) -> tuple[DefectInpaintPipeline, int]:
+def fitted(recipe: Recipe, sources: Sources, out: Path) -> tuple[DefectInpaintPipeline, int]:
     """The generator alone, as `studio.fit` trains it, and the step that was best on its held-out defects."""
     crops = real_crops(recipe, sources)
-    window_px = recipe.generator.window_px
-    clean = clean_crops(sources.train_clean, crops, window_px=window_px, num_crops=NUM_CLEAN_CROPS, seed=recipe.seed)
-    pipeline, log = train_generator(
+    pipeline, log = train(
+        recipe,
+        sources,
         crops,
-        clean,
-        class_names=sources.class_names,
-        config=recipe.generator,
-        flip=recipe.place.flip,
-        quarter_turns=recipe.place.quarter_turns,
-        seed=recipe.seed,
-        state_path=state,
-        progress=lambda progress: print(f"\r{progress.step} of {progress.num_steps} steps", end="", flush=True),
+        training_clean_crops(recipe, sources, crops),
+        state_path=out / f"{fit_fingerprint(recipe, sources)[:16]}.pt",
+        progress=lambda state: print(f"\r{state.step} of {state.num_steps} steps", end="", flush=True),
     )
     print()
     return pipeline, log.best_step
@@ -88,7 +82,7 @@ def errors(pipeline: DefectInpaintPipeline, crops: list[Crop], recipe: Recipe, n
             class_dropout=0,
             context_dropout=0,
         )
-        noise = torch.randn(batch.x_0.shape, generator=torch_rng(0, "unseen", start))
+        noise = torch.randn(batch.x_0.shape, generator=torch_rng(0, "unseen", start), dtype=torch.float64).float()
         context = context_of(batch.x_0[:, :3], batch.region)
         of_strengths = []
         for strength in STRENGTHS:
@@ -126,15 +120,14 @@ def main() -> None:
     for tried in ["", *arguments.tries]:
         recipe = load_recipe(arguments.recipe, [*arguments.overrides, *tried.split()])
         sources = load_sources(recipe, arguments.out / "demo")
-        name = tried.replace(" ", ",") or "base"
-        pipeline, best = fitted(recipe, sources, arguments.out / f"{name.replace('/', '_')}.pt")
+        pipeline, best = fitted(recipe, sources, arguments.out)
         crops = unseen(recipe, sources)[:: arguments.every]
         found = errors(pipeline, crops, recipe, len(sources.class_names))
         if base is None:
             base = found
             print(f"{len(crops)} unseen defects; root mean squared error in grey levels at strengths {STRENGTHS}")
         figures = " / ".join(f"{value:.2f}" for value in np.sqrt(found.mean(0)))
-        print(f"{name}: {figures}, best step {best}", flush=True)
+        print(f"{tried or 'base'}: {figures}, best step {best}", flush=True)
         if tried:
             print("  over base: " + "; ".join(over_base(found, base, [crop.source for crop in crops])), flush=True)
 
