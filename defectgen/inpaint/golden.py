@@ -201,15 +201,17 @@ def _alike(
 
 
 def _refined(grey: np.ndarray, template: np.ndarray, window: Window) -> Window:
-    """`window` moved to where it is most similar, to the generator's pixel, by two of the first search at most.
+    """`window` moved to where it is most similar, by two of the first search's pixels at most.
 
-    So near, the region may be compared, too: surroundings that are plain fit wherever they are.
+    To the image's pixel, or half of the generator's where that is more: edges that lie farther off than that differ
+    from their own continuation as a defect does. So near, the region may be compared, too: surroundings that are plain
+    fit wherever they are.
     """
-    window_px = len(template)
     reach = math.ceil(2 * window.side / SMALL_PX)
     reached = crop_window(grey, Window(window.x - reach, window.y - reach, window.side + 2 * reach))
-    scale = window.side / window_px
-    near = resize(reached, max(round(len(reached) / scale), window_px))
-    differences = cv2.matchTemplate(near, template, cv2.TM_SQDIFF)
+    side_px = min(window.side, 2 * len(template))
+    near = resize(reached, round(len(reached) * side_px / window.side))
+    differences = cv2.matchTemplate(near, resize(template, side_px), cv2.TM_SQDIFF)
     row, column = np.unravel_index(int(np.argmin(differences)), differences.shape)
+    scale = len(reached) / len(near)
     return Window(window.x - reach + round(column * scale), window.y - reach + round(row * scale), window.side)

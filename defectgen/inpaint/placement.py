@@ -31,8 +31,10 @@ COMPARED_PX = 24
 # A place whose mean squared difference is above this, and this share of the variance of the model's window, is none for
 # it: on DeepPCB the gap of an *open* needs a track, and half of its real models find none like theirs in an image.
 UNLIKE, UNLIKE_SHARE = 500.0, 0.25
-# Mean squared difference (of 255 squared) below which places look alike to a person.
-ALIKE = 100.0
+# Mean squared difference (of 255 squared) below which places look alike to a person, and that of a camera's noise.
+ALIKE, SAME = 100.0, 10.0
+# What a place must be less different by, per image pixel that it lies off the one found at low resolution.
+PER_PX_OFF = 0.1
 
 
 @dataclass(frozen=True)
@@ -204,14 +206,15 @@ def find_place(
     differences, xs, ys = _differences(image, template, weights, side)
     unlike = UNLIKE + UNLIKE_SHARE * _variance(template, weights)
     free = where_free(differences, xs, ys, side / COMPARED_PX)
-    best = _best_places(np.where(free <= unlike, free, np.inf), top)
+    best = _best_places(np.where(free <= unlike, free, np.inf), top, rng)
     if not best:
         return None
     row, column = best[int(rng.integers(len(best)))]
     x, y, difference = int(xs[column]), int(ys[row, 0]), float(differences[row, column])
     # To the pixel: a track must meet the track it goes on as.
-    fine, xs, ys = _differences_near(image, template, weights, Window(x, y, side))
-    fine = where_free(fine, xs, ys, to_image)
+    fine, xs, ys, apart = _differences_near(image, template, weights, Window(x, y, side))
+    # Where all are the same, as on plain product, it stays.
+    fine = where_free(fine + PER_PX_OFF * np.hypot(xs - x, ys - y), xs, ys, apart)
     nearest = np.unravel_index(int(np.argmin(fine)), fine.shape)
     if np.isfinite(fine[nearest]):
         x, y = int(xs[nearest[1]]), int(ys[nearest[0], 0])
@@ -318,20 +321,23 @@ def _differences(
 
 def _differences_near(
     image: np.ndarray, template: np.ndarray, weights: np.ndarray, window: Window
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """As `_differences`, at the template's own resolution and for the windows up to a compared pixel away."""
-    window_px = template.shape[0]
-    scale = window.side / window_px
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, float]:
+    """As `_differences`, for the windows up to a compared pixel away, and how many image pixels these are apart: one,
+    or half of the template's where that is more.
+    """
     reach = math.ceil(window.side / COMPARED_PX)
-    near = crop_window(image, Window(window.x - reach, window.y - reach, window.side + 2 * reach))
-    differences = _match(resize(near, max(round(near.shape[0] / scale), window_px)), template, weights, window_px)
-    offsets = np.round(np.arange(len(differences)) * scale).astype(np.int64) - reach
-    return differences, window.x + offsets, (window.y + offsets)[:, None]
+    reached = crop_window(image, Window(window.x - reach, window.y - reach, window.side + 2 * reach))
+    side_px = min(window.side, 2 * len(template))
+    near = resize(reached, round(len(reached) * side_px / window.side))
+    differences = _match(near, template, weights, side_px)
+    apart = len(reached) / len(near)
+    offsets = np.round(np.arange(len(differences)) * apart).astype(np.int64) - reach
+    return differences, window.x + offsets, (window.y + offsets)[:, None], apart
 
 
 def _match(image: np.ndarray, template: np.ndarray, weights: np.ndarray, size: int) -> np.ndarray:
     """Mean squared difference of every (size, size) part of `image` to `template`, weighted."""
-    template = cv2.resize(template, (size, size), interpolation=cv2.INTER_AREA).astype(np.float32)
+    template = resize(template, size).astype(np.float32)
     weights = cv2.resize(weights, (size, size), interpolation=cv2.INTER_AREA)
     # OpenCV squares the mask, too, and sums over the channels.
     mask = np.repeat(np.sqrt(weights / (3 * weights.sum()))[..., None], 3, axis=2)
@@ -399,19 +405,19 @@ def _overlap(x1: np.ndarray, y1: np.ndarray, x2: np.ndarray, y2: np.ndarray, oth
     return shared / (own + (other[2] - other[0]) * (other[3] - other[1]) - shared)
 
 
-def _best_places(differences: np.ndarray, top: int) -> list[tuple[int, int]]:
-    """Up to `top` least different places, none next to another, none much worse than the best."""
-    remaining = differences.copy()
+def _best_places(differences: np.ndarray, top: int, rng: np.random.Generator) -> list[tuple[int, int]]:
+    """Up to `top` least different places, none next to another, none much worse than the best.
+
+    Which of those that are the same come first is drawn: the first in the image would all lie at its top.
+    """
+    alike = differences <= 2 * differences.min() + ALIKE
+    remaining = np.where(alike, differences + rng.uniform(0, SAME, differences.shape), np.inf)
     best: list[tuple[int, int]] = []
-    limit = np.inf
     apart = COMPARED_PX // 6
     while len(best) < top:
         row, column = np.unravel_index(int(np.argmin(remaining)), remaining.shape)
-        value = remaining[row, column]
-        if not value <= limit or not np.isfinite(value):
+        if not np.isfinite(remaining[row, column]):
             break
-        if not best:
-            limit = 2 * value + ALIKE
         best.append((int(row), int(column)))
         remaining[max(row - apart, 0) : row + apart + 1, max(column - apart, 0) : column + apart + 1] = np.inf
     return best

@@ -70,6 +70,26 @@ def test_place_without_the_defect_is_found_wherever_a_clean_shot_shows_it(
     assert (twin[~region] == centre(crops[0].image, SIDE)[~region]).all()
 
 
+def test_defects_of_all_sizes_are_found_in_one_search(tmp_path: Path) -> None:
+    """An image is searched at a scale of its own for each size, and sizes fall between two scales."""
+    image = board(0)
+    real = []
+    for number, side in enumerate((18, 30, 41, 77)):
+        x1, y1 = 160 - side // 2, 120 - side // 2
+        marred = image.copy()
+        marred[y1 + 6 : y1 + side - 6, x1 + 6 : x1 + side - 6] = 255
+        mark = Annotation(0, (x1, y1, x1 + side, y1 + side))
+        real.append(shot(tmp_path / "real", f"defective{number}", marred, mark))
+    crops = defect_crops(real, window_px=SIDE, context_factor=2.0, hold_out=0, seed=0)
+    moved = np.roll(image, (9, -7), axis=(1, 0))
+    twins = golden_windows(crops, real, [shot(tmp_path / "clean", "same", moved)], window_px=SIDE)
+    assert len({crop.window.side for crop in crops}) == len(crops) == 4
+    for crop, twin in zip(crops, twins, strict=True):
+        assert twin is not None, crop.window
+        region = region_of(centre(crop.mask, SIDE), outlined=False)
+        assert np.abs(twin.astype(int) - true_window(crop, image))[region].mean() < 4, crop.window
+
+
 def test_other_products_give_nothing(tmp_path: Path) -> None:
     crops, real = defective(tmp_path / "real", board(0), (150, 100, 182, 130))
     clean = [shot(tmp_path / "clean", f"other{seed}", board(seed)) for seed in range(1, 6)]
