@@ -92,6 +92,19 @@ def resize(image: np.ndarray, side: int) -> np.ndarray:
     return cv2.resize(image, (side, side), interpolation=interpolation)
 
 
+def view_around(image: np.ndarray, window: Window, reach: int, window_px: int) -> tuple[np.ndarray, int, float]:
+    """What lies up to `reach` image pixels around a window, to search it for the window's exact place.
+
+    Returns:
+        The pixels, like `image`, at most twice as fine as the generator sees the window; the window's side in them, and
+        the image pixels that one of them spans: 1, or half of the generator's pixel where that is more.
+    """
+    pixels = crop_window(image, Window(window.x - reach, window.y - reach, window.side + 2 * reach))
+    side_px = min(window.side, 2 * window_px)
+    near = resize(pixels, round(len(pixels) * side_px / window.side))
+    return near, side_px, len(pixels) / len(near)
+
+
 def inside_at(window: Window, size_wh: tuple[int, int], side: int) -> np.ndarray:
     """bool (side, side), True where the window, seen at that size, lies on the image."""
     inside = window_inside(window, size_wh).astype(np.uint8)

@@ -17,7 +17,7 @@ import numpy as np
 from defectgen.crops import Crop, centre, region_of
 from defectgen.images import read_rgb
 from defectgen.records import LabelledImage
-from defectgen.windows import Window, crop_window, inside_at, resize
+from defectgen.windows import Window, crop_window, inside_at, resize, view_around
 
 # Side of the windows that are compared first, and how many windows around the defect's own place are searched. Images
 # are scaled down for it in steps, once for all windows of about the same side.
@@ -208,10 +208,7 @@ def _refined(grey: np.ndarray, template: np.ndarray, window: Window) -> Window:
     fit wherever they are.
     """
     reach = math.ceil(2 * window.side / SMALL_PX)
-    reached = crop_window(grey, Window(window.x - reach, window.y - reach, window.side + 2 * reach))
-    side_px = min(window.side, 2 * len(template))
-    near = resize(reached, round(len(reached) * side_px / window.side))
+    near, side_px, grain = view_around(grey, window, reach, len(template))
     differences = cv2.matchTemplate(near, resize(template, side_px), cv2.TM_SQDIFF)
     row, column = np.unravel_index(int(np.argmin(differences)), differences.shape)
-    scale = len(reached) / len(near)
-    return Window(window.x - reach + round(column * scale), window.y - reach + round(row * scale), window.side)
+    return Window(window.x - reach + round(column * grain), window.y - reach + round(row * grain), window.side)

@@ -20,7 +20,7 @@ from defectgen.crops import Crop, centre, own_mask, region_of, shown
 from defectgen.recipe import Place
 from defectgen.records import XYXY
 from defectgen.seeds import numpy_rng
-from defectgen.windows import Window, crop_mirrored, crop_window, resize
+from defectgen.windows import Window, crop_mirrored, resize, view_around
 
 _S = TypeVar("_S")
 
@@ -212,9 +212,9 @@ def find_place(
     row, column = best[int(rng.integers(len(best)))]
     x, y, difference = int(xs[column]), int(ys[row, 0]), float(differences[row, column])
     # To the pixel: a track must meet the track it goes on as.
-    fine, xs, ys, apart = _differences_near(image, template, weights, Window(x, y, side))
+    fine, xs, ys, grain = _differences_near(image, template, weights, Window(x, y, side))
     # Where all are the same, as on plain product, it stays.
-    fine = where_free(fine + PER_PX_OFF * np.hypot(xs - x, ys - y), xs, ys, apart)
+    fine = where_free(fine + PER_PX_OFF * np.hypot(xs - x, ys - y), xs, ys, grain)
     nearest = np.unravel_index(int(np.argmin(fine)), fine.shape)
     if np.isfinite(fine[nearest]):
         x, y = int(xs[nearest[1]]), int(ys[nearest[0], 0])
@@ -322,17 +322,12 @@ def _differences(
 def _differences_near(
     image: np.ndarray, template: np.ndarray, weights: np.ndarray, window: Window
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, float]:
-    """As `_differences`, for the windows up to a compared pixel away, and how many image pixels these are apart: one,
-    or half of the template's where that is more.
-    """
+    """As `_differences`, for the windows up to a compared pixel away, and the image pixels between two of them."""
     reach = math.ceil(window.side / COMPARED_PX)
-    reached = crop_window(image, Window(window.x - reach, window.y - reach, window.side + 2 * reach))
-    side_px = min(window.side, 2 * len(template))
-    near = resize(reached, round(len(reached) * side_px / window.side))
+    near, side_px, grain = view_around(image, window, reach, len(template))
     differences = _match(near, template, weights, side_px)
-    apart = len(reached) / len(near)
-    offsets = np.round(np.arange(len(differences)) * apart).astype(np.int64) - reach
-    return differences, window.x + offsets, (window.y + offsets)[:, None], apart
+    offsets = np.round(np.arange(len(differences)) * grain).astype(np.int64) - reach
+    return differences, window.x + offsets, (window.y + offsets)[:, None], grain
 
 
 def _match(image: np.ndarray, template: np.ndarray, weights: np.ndarray, size: int) -> np.ndarray:
