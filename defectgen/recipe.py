@@ -274,7 +274,10 @@ class TrainYolo(Section):
     model: str = Field("yolo11n.yaml", description="A YOLO11 size as .yaml (random weights) or a local .pt file.")
     imgsz: int = Field(320, ge=32, multiple_of=32, description="Side the detector sees, in pixels.")
     tile_px: int | None = Field(
-        None, ge=64, description="Cut every image, real and synthetic, into tiles of this side. None: whole images."
+        None,
+        ge=64,
+        description="Train on tiles of this side of every image, real and synthetic, and judge whole test images at "
+        "the same scale (on tiles, where defects are longer than half of one). None: whole images.",
     )
     iterations: int = Field(300, ge=1, description="Optimizer steps, equal in every arm.")
     batch: int = Field(16, ge=1, description="Images per step.")

@@ -6,8 +6,8 @@
 `export` needs onnx beside defectgen; `detect` needs numpy, opencv-python and onnxruntime alone. Weights as .pt are
 pickles, which can run any code when they are loaded: export your own.
 
-Images are shrunk to the network's size whole. A detector trained on tiles (`train_yolo.tile_px`) wants its images cut
-into such tiles before.
+Images are shrunk to the network's size whole. A detector trained on tiles (`train_yolo.tile_px`) wants them at their
+scale: `export` it with `--imgsz`, the `test_imgsz` in results.json, which is the size of whole images at that scale.
 
 Licence: exported weights stand where the weights stand. Ultralytics (AGPL-3.0) holds that its licence covers models
 trained with it: see "Licences" in README.md before you ship one.
@@ -38,8 +38,8 @@ class Box:
     xyxy: tuple[float, float, float, float]
 
 
-def export(weights: Path) -> Path:
-    """The ONNX file beside `weights`, for images of the size they were trained at."""
+def export(weights: Path, imgsz: int | None = None) -> Path:
+    """The ONNX file beside `weights`, for images of `imgsz` pixels, by default the size they were trained at."""
     from defectgen.yolo.environment import worker_environment
 
     with tempfile.TemporaryDirectory() as settings:
@@ -47,7 +47,8 @@ def export(weights: Path) -> Path:
         os.environ.update(worker_environment(Path(settings), os.environ))
         from ultralytics import YOLO
 
-        return Path(YOLO(weights).export(format="onnx", simplify=False, device="cpu"))
+        size = {} if imgsz is None else {"imgsz": imgsz}
+        return Path(YOLO(weights).export(format="onnx", simplify=False, device="cpu", **size))
 
 
 class Detector:
@@ -120,6 +121,7 @@ def main() -> None:
     commands = parser.add_subparsers(dest="command", required=True)
     exporting = commands.add_parser("export", help="write an ONNX file beside the weights")
     exporting.add_argument("weights", type=Path)
+    exporting.add_argument("--imgsz", type=int, help="longest side of what the network sees, a multiple of 32")
     detecting = commands.add_parser("detect", help="print the boxes found in images")
     detecting.add_argument("model", type=Path)
     detecting.add_argument("images", type=Path, nargs="+")
@@ -127,7 +129,7 @@ def main() -> None:
     detecting.add_argument("--iou", type=float, default=0.7, help="more overlap than this, and two boxes are one")
     asked = parser.parse_args()
     if asked.command == "export":
-        print(export(asked.weights))
+        print(export(asked.weights, asked.imgsz))
         return
     detector = Detector(asked.model)
     for path in asked.images:

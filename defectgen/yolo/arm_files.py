@@ -12,7 +12,7 @@ from typing import Any
 from defectgen.images import encode_image, read_rgb, write_bytes_atomic
 from defectgen.progress import Progress
 from defectgen.yolo.arms import ArmPlan, Plan, Sample
-from defectgen.yolo.tiles import cut_crop, label_text
+from defectgen.yolo.tiles import cut_crop, cut_tile, label_text
 
 
 def write_test(plan: Plan, out: Path, progress: Progress) -> str:
@@ -91,8 +91,7 @@ def _write_images(
             for number in range(count):
                 (of_class / f"{sample.stem}-{number}.png").write_bytes(png)
             continue
-        x1, y1, x2, y2 = sample.tile.xyxy
-        png = encode_image(pixels[y1:y2, x1:x2], "png")
+        png = encode_image(cut_tile(pixels, sample.tile.xyxy), "png")
         for name in ("images", "labels"):
             (beside / name).mkdir(parents=True, exist_ok=True)
         (beside / "images" / f"{sample.stem}.png").write_bytes(png)

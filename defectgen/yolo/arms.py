@@ -24,7 +24,7 @@ from defectgen.recipe import Arm, TrainYolo
 from defectgen.records import LabelledImage, Sources
 from defectgen.seeds import numpy_rng
 from defectgen.yolo.folder import read_yolo_folder
-from defectgen.yolo.tiles import CROP_PX, Task, Tile, crop_side, crop_tiles, cut_tiles, label_text, square
+from defectgen.yolo.tiles import CROP_PX, Task, Tile, box_sides, crop_side, crop_tiles, cut_tiles, label_text, square
 
 # Arms without a synthetic set: of the budget, and of all real training images.
 REAL_ALONE = ("real", "full-real")
@@ -34,6 +34,10 @@ Origin = Literal["real", "synthetic", "clean"]
 _BATCHES_PER_EPOCH = 30
 # Of each clean image, to classify.
 CLEAN_CROPS = 4
+# Of the network: it sees sides that are multiples of so many pixels.
+STRIDE = 32
+# Of a test image, in pixels as the detector sees it: what is larger may not fit into a workstation's memory.
+_LARGEST_WHOLE = 4096**2
 _FEWEST_EPOCHS = 4
 
 
@@ -92,6 +96,7 @@ class Plan:
     Attributes:
         clean_stems: the test samples cut from clean images.
         num_clean_images: those images, before cutting.
+        test_imgsz: longest side, in pixels, at which the detector sees a test sample.
         file_sha256: of every source file.
     """
 
@@ -99,6 +104,7 @@ class Plan:
     test: tuple[Sample, ...]
     clean_stems: tuple[str, ...]
     num_clean_images: int
+    test_imgsz: int
     task: Task
     num_classes: int
     file_sha256: dict[Path, str]
@@ -188,14 +194,16 @@ def plan_arms(*, config: TrainYolo, sources: Sources, synthetic: dict[str, Path]
         for name in config.arms
     ]
 
-    test = cut(sources.test, "real")
-    test_clean = cut(sources.test_clean, "clean")
+    cut_test, test_imgsz = _cut_of_test(cut, sources, config)
+    test = cut_test(sources.test, "real")
+    test_clean = cut_test(sources.test_clean, "clean")
     every = [sample for arm in arms for sample, _ in arm.counts] + test + test_clean
     plan = Plan(
         arms=tuple(arms),
         test=(*test, *test_clean),
         clean_stems=tuple(sample.stem for sample in test_clean),
         num_clean_images=len(sources.test_clean),
+        test_imgsz=test_imgsz,
         task=task,
         num_classes=len(sources.class_names),
         file_sha256={path: sha256_file(path) for path in sorted({sample.image.path for sample in every})},
@@ -269,12 +277,13 @@ def draw(pool: Sequence[Sample], slots: int, rng: np.random.Generator) -> list[t
 
 @dataclass(frozen=True)
 class _Cut:
-    """How images become samples: whole, in tiles of `tile_px`, or, with `crop_px`, as a crop around each defect and
-    CLEAN_CROPS of that side from each image without one.
+    """How images become samples: whole, in tiles of `tile_px`, whole in the upper left of `canvas_wh`, or, with
+    `crop_px`, as a crop around each defect and CLEAN_CROPS of that side from each image without one.
     """
 
     tile_px: int | None
     crop_px: int | None = None
+    canvas_wh: tuple[int, int] | None = None
 
     @classmethod
     def crops(cls, train: Sequence[LabelledImage]) -> _Cut:
@@ -290,6 +299,8 @@ class _Cut:
         return samples
 
     def _tiles(self, image: LabelledImage) -> list[Tile]:
+        if self.canvas_wh is not None:
+            return [Tile((0, 0, *self.canvas_wh), image.annotations)]
         if self.crop_px is None:
             return cut_tiles(image.annotations, image.size_wh, self.tile_px)
         if image.annotations:
@@ -297,6 +308,29 @@ class _Cut:
         # By the image's name alone: the same ones whatever else there is.
         places = numpy_rng(0, "yolo", "clean crops", image.name).uniform(0, image.size_wh, (CLEAN_CROPS, 2))
         return [Tile(square(float(x), float(y), self.crop_px, image.size_wh)) for x, y in places]
+
+
+def _cut_of_test(cut: _Cut, sources: Sources, config: TrainYolo) -> tuple[_Cut, int]:
+    """How test images become samples, and the longest side at which the detector sees these.
+
+    Detectors of tiles are judged on whole images at the scale of the tiles, each on a canvas of the largest one's size,
+    so that all keep that scale: of a defect that the edge of a tile cuts, every part would count as a defect of its own
+    or, unlabelled, as a false alarm. Test images are cut as training images are where those have defects longer than
+    half a tile, of which such a detector finds the parts, and where they are too large to be shown whole.
+    """
+    tile_px, imgsz = cut.tile_px, config.imgsz
+    sides = [image.size_wh for image in (*sources.test, *sources.test_clean)]
+    width, height = (max(side) for side in zip(*sides, strict=True))
+    longest = max((max(box_sides(mark.xyxy)) for image in sources.train_pool for mark in image.annotations), default=0)
+    if tile_px is None or max(width, height) <= tile_px or longest > tile_px / 2:
+        return cut, imgsz
+    scale = imgsz / tile_px
+    whole_imgsz = STRIDE * math.ceil(max(width, height) * scale / STRIDE)
+    if whole_imgsz * min(width, height) * scale > _LARGEST_WHOLE:
+        return cut, imgsz
+    # A side that ultralytics, which shows the network multiples of its stride, need not stretch.
+    side = round(whole_imgsz / scale)
+    return _Cut(None, canvas_wh=(side, height) if width >= height else (width, side)), whole_imgsz
 
 
 def _split(samples: Iterable[Sample]) -> tuple[list[Sample], list[Sample]]:

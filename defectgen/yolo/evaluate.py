@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ FALSE_ALARMS_PER_CLEAN_IMAGE = 0.01
 ALARM_LEVELS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 # Of detections; low, since average precision needs the whole curve.
 MIN_CONFIDENCE = 0.001
+# Per image, or part of one that is as large as a tile: ultralytics' default.
+MAX_DETECTIONS = 300
 # Of detections, per test file, that are kept to be looked at.
 DETECTIONS_FILE, KEPT_CONFIDENCE, KEPT_PER_FILE = "detections.json", 0.01, 50
 
@@ -60,6 +63,7 @@ def evaluate(
     task: str,
     data: Path,
     imgsz: int,
+    trained_imgsz: int,
     batch: int,
     device: str,
     class_names: Sequence[str],
@@ -113,19 +117,23 @@ def evaluate(
             detections.update({key: list(self.metrics.stats[key]) for key in ("tp", "conf", "target_cls")})
             return super().get_stats()
 
+    # Whole images at the scale of the tiles it was trained on: so many of these are seen at once, and may hold as much.
+    tiles = math.ceil((imgsz / trained_imgsz) ** 2)
     arguments = {
         "model": str(weights),
         "task": task,
         "mode": "val",
         "data": str(data),
         "imgsz": imgsz,
-        "batch": batch,
+        "batch": max(batch // tiles, 1),
+        "max_det": MAX_DETECTIONS * tiles,
         "device": device,
         "conf": MIN_CONFIDENCE,
         "plots": False,
         "verbose": False,
         "workers": 0,
-        "rect": False,
+        # Of oblong images of a line-scan camera, a square would be mostly padding.
+        "rect": tiles > 1,
     }
     validator = KeepingValidator(args=arguments, save_dir=save_dir)
     validator.add_callback("on_val_start", on_start)

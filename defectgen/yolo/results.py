@@ -76,6 +76,7 @@ def collect_results(
         "test_images": test_images,
         "test_files": len(plan.test),
         "test_clean_images": plan.num_clean_images,
+        "test_imgsz": plan.test_imgsz,
         "arms": arms,
         "verdict": None if verdict is None else verdict.to_json(test_images),
         "best": {"arm": best, "seed": first["seed"], "weights": first["weights"]},

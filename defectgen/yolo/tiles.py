@@ -1,4 +1,4 @@
-"""Images cut into square tiles, with their labels: the same rule for real, synthetic and test images.
+"""Images cut into square tiles, with their labels: the same rule for real and synthetic images.
 
 A label is kept in every tile that holds at least MIN_INSIDE of its box, in the tile that holds most of it (so every
 defect is labelled somewhere), and where a defect larger than tiles runs through one. A smaller rest in a neighbouring
@@ -35,7 +35,7 @@ class Tile:
     """A part of an image.
 
     Attributes:
-        xyxy: its place in the image, whole pixels.
+        xyxy: its place in the image, whole pixels; what lies beyond the image is grey.
         labels: in the tile's own pixels, clipped to it.
         ambiguous: it shows an unlabelled part of a defect.
     """
@@ -89,11 +89,11 @@ def _runs_through(part: Annotation, whole: Annotation, place: tuple[int, int, in
     """
     half = min(place[2] - place[0], place[3] - place[1]) / 2
     if part.polygon is not None:
-        return bool(part.polygon) and max(_sides(polygon_xyxy(part.polygon))) >= half
-    return max(_sides(part.xyxy)) >= half and min(_sides(part.xyxy)) == min(_sides(whole.xyxy)) < half
+        return bool(part.polygon) and max(box_sides(polygon_xyxy(part.polygon))) >= half
+    return max(box_sides(part.xyxy)) >= half and min(box_sides(part.xyxy)) == min(box_sides(whole.xyxy)) < half
 
 
-def _sides(xyxy: XYXY) -> tuple[float, float]:
+def box_sides(xyxy: XYXY) -> tuple[float, float]:
     return xyxy[2] - xyxy[0], xyxy[3] - xyxy[1]
 
 
@@ -118,6 +118,14 @@ def square(x: float, y: float, side: int, size_wh: tuple[int, int]) -> tuple[int
         int(min(max(round(at - side / 2), 0), max(size - side, 0))) for at, size in zip((x, y), size_wh, strict=True)
     )
     return (left, top, min(left + side, size_wh[0]), min(top + side, size_wh[1]))
+
+
+def cut_tile(pixels: np.ndarray, xyxy: tuple[int, int, int, int]) -> np.ndarray:
+    """uint8 (H, W, 3): the part of an image, with grey where it reaches beyond the right and lower edges."""
+    x1, y1, x2, y2 = xyxy
+    tile = pixels[y1:y2, x1:x2]
+    beyond = ((0, y2 - y1 - tile.shape[0]), (0, x2 - x1 - tile.shape[1]), (0, 0))
+    return np.pad(tile, beyond, constant_values=PADDING_GREY)
 
 
 def cut_crop(pixels: np.ndarray, xyxy: tuple[int, int, int, int]) -> np.ndarray:

@@ -151,6 +151,7 @@ def label_agreement(out: Path, arm: str, *, judge: str, progress: Progress) -> d
         "clean_stems": [],
         "num_clean_images": 0,
         "num_test_files": len(images),
+        "test_imgsz": settings["imgsz"],
     }
     samples = sha256_file(folder / "samples.json")
     fingerprint = hashlib.sha256(to_json([job, sha256_file(Path(job["weights"])), samples])).hexdigest()
@@ -217,11 +218,12 @@ def _job(
         "clean_stems": list(plan.clean_stems),
         "num_clean_images": plan.num_clean_images,
         "num_test_files": len(plan.test),
+        "test_imgsz": plan.test_imgsz,
     }
 
 
 # What a job says of the test set, and of where files lie; and what the digest of its arm says better.
-_JUDGED_BY = ("clean_stems", "num_clean_images", "num_test_files")
+_JUDGED_BY = ("clean_stems", "num_clean_images", "num_test_files", "test_imgsz")
 _NOT_TRAINED_WITH = {"data", "test", "save_dir", "model", *_JUDGED_BY, *_SETTINGS_OF_LISTS}
 
 

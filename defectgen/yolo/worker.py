@@ -102,7 +102,7 @@ def _run_job(job: dict[str, Any], emit: Emit, log: Log) -> dict[str, Any]:
             data=Path(job["data"]),
             clean_stems=job["clean_stems"],
             save_dir=Path(job["save_dir"]),
-            **settings,
+            **settings | {"imgsz": job["test_imgsz"], "trained_imgsz": job["imgsz"]},
         )
     log({name: value for name, value in metrics.items() if isinstance(value, float)}, job["iterations"])
     return {

@@ -118,6 +118,15 @@ def exported(example: Any, offline: dict[str, str], tmp_path_factory: pytest.Tem
     return Exported(folder)
 
 
+def test_a_detector_of_tiles_is_exported_for_whole_images(
+    exported: Exported, example: Any, offline: dict[str, str], onnx_run: ModuleType, tmp_path: Path
+) -> None:
+    shutil.copy(exported.folder / "last.pt", tmp_path)
+    example.start("onnx_run.py", "export", tmp_path / "last.pt", "--imgsz", "128", cwd=tmp_path, **offline)
+    assert onnx_run.Detector(exported.model).size_hw == (64, 64)
+    assert onnx_run.Detector(tmp_path / "last.onnx").size_hw == (128, 128)
+
+
 def test_the_network_gives_the_same_numbers_in_onnxruntime_as_in_torch(exported: Exported) -> None:
     import onnxruntime
 

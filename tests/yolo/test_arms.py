@@ -8,7 +8,8 @@ from defectgen.errors import DataError
 from defectgen.images import read_rgb
 from defectgen.progress import silent
 from defectgen.recipe import TrainYolo
-from defectgen.records import Sources
+from defectgen.records import Annotation, Sources
+from defectgen.yolo import arms
 from defectgen.yolo.arm_files import write_arm, write_test
 from defectgen.yolo.arms import draw, make_schedule, plan_arms
 
@@ -134,8 +135,57 @@ def test_empty_tiles_of_defective_images_are_background(tmp_path, make_sources):
     plan = plan_arms(config=config, sources=sources, synthetic={}, seed=0)
     arm = plan.arms[0]
     assert 12 < arm.available["clean"] <= 12 + 15
-    assert len(plan.test) == 5 * 4
-    assert len(plan.clean_stems) == 2 * 4 and plan.num_clean_images == 2
+
+
+def test_detectors_of_tiles_are_judged_on_whole_images_at_the_same_scale(tmp_path, make_sources):
+    sources = make_sources(tmp_path / "sources", size=100)
+    config = TrainYolo(arms=["real"], tile_px=64, imgsz=96, iterations=8, batch=8)
+    plan = plan_arms(config=config, sources=sources, synthetic={}, seed=0)
+    assert len(plan.test) == 5 and len(plan.clean_stems) == plan.num_clean_images == 2
+    # 100 px at 1.5 pixels of the detector for one of the image are 150; it is shown 160, 107 of the image.
+    assert plan.test_imgsz == 160
+    assert {sample.tile.xyxy for sample in plan.test} == {(0, 0, 107, 100)}
+    assert [sample.tile.labels for sample in plan.test[:3]] == [image.annotations for image in sources.test]
+    write_test(plan, tmp_path / "yolo", silent)
+    written = read_rgb(tmp_path / "yolo/test/images/real-00000.png")
+    assert np.array_equal(written[:, :100], read_rgb(sources.test[0].path)) and (written[:, 100:] == 114).all()
+    rows = (tmp_path / "yolo/test/labels/real-00000.txt").read_text().split()
+    x1, y1, x2, y2 = sources.test[0].annotations[0].xyxy
+    assert [float(value) for value in rows[1:]] == pytest.approx(
+        [(x1 + x2) / 2 / 107, (y1 + y2) / 2 / 100, (x2 - x1) / 107, (y2 - y1) / 100], abs=1e-6
+    )
+
+
+def test_test_images_of_other_sizes_keep_the_scale_of_the_tiles(tmp_path, make_sources):
+    small = make_sources(tmp_path / "small", size=64)
+    large = make_sources(tmp_path / "large", size=160)
+    mixed = replace(small, test=(*small.test, *large.test), test_clean=())
+    config = TrainYolo(arms=["real"], tile_px=64, imgsz=64, iterations=8, batch=8)
+    plan = plan_arms(config=config, sources=mixed, synthetic={}, seed=0)
+    assert plan.test_imgsz == 160 and {sample.tile.xyxy for sample in plan.test} == {(0, 0, 160, 160)}
+    write_test(plan, tmp_path / "yolo", silent)
+    first = read_rgb(tmp_path / "yolo/test/images/real-00000.png")
+    assert np.array_equal(first[:64, :64], read_rgb(small.test[0].path))
+    assert (first[64:] == 114).all() and (first[:, 64:] == 114).all()
+
+
+@pytest.mark.parametrize(("length", "tiles"), [(32, 3), (33, 12)])
+def test_detectors_of_parts_of_long_defects_are_judged_on_tiles(tmp_path, make_sources, length, tiles):
+    sources = make_sources(tmp_path / "sources", size=128)
+    first, *others = sources.train
+    pool = (replace(first, annotations=(Annotation(0, (0, 0, length, 5)),)), *others)
+    config = TrainYolo(arms=["real"], tile_px=64, imgsz=64, iterations=8, batch=8)
+    plan = plan_arms(config=config, sources=replace(sources, train_pool=pool), synthetic={}, seed=0)
+    assert len(plan.test) - len(plan.clean_stems) == tiles
+    assert plan.test_imgsz == (128 if tiles == 3 else 64)
+
+
+def test_too_large_test_images_are_judged_on_tiles(tmp_path, make_sources, monkeypatch):
+    sources = make_sources(tmp_path / "sources", size=128)
+    config = TrainYolo(arms=["real"], tile_px=64, imgsz=64, iterations=8, batch=8)
+    for most, test_files in ((128 * 128, 5), (128 * 128 - 1, 20)):
+        monkeypatch.setattr(arms, "_LARGEST_WHOLE", most)
+        assert len(plan_arms(config=config, sources=sources, synthetic={}, seed=0).test) == test_files
 
 
 def test_files_lists_and_samples_json_agree(tmp_path, plan_with):
@@ -160,9 +210,10 @@ def test_tile_files_hold_the_pixels_of_their_place(tmp_path, make_sources):
     sources = make_sources(tmp_path / "sources", size=100)
     config = TrainYolo(arms=["real"], tile_px=64, iterations=8, batch=8)
     plan = plan_arms(config=config, sources=sources, synthetic={}, seed=0)
-    write_test(plan, tmp_path / "yolo", silent)
-    whole = read_rgb(sources.test[0].path)
-    tile = read_rgb(tmp_path / "yolo/test/images/real-00000-x36-y0.png")
+    write_arm(plan, plan.arms[0], tmp_path / "yolo", ("scratch", "spot"), silent)
+    sample = next(sample for sample, _ in plan.arms[0].counts if sample.tile.xyxy == (36, 0, 100, 64))
+    whole = read_rgb(sample.image.path)
+    tile = read_rgb(tmp_path / f"yolo/real/train/images/{sample.stem}.png")
     assert np.array_equal(tile, whole[:64, 36:])
 
 

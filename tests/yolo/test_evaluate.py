@@ -39,6 +39,43 @@ for batch in (1, 3, 8):
 print(json.dumps(found))
 """
 
+# What the network is shown of four test files of 128 x 96 by a detector of 64 px, whole and as if they were tiles.
+_EVALUATE_WHOLE = """
+import json, sys
+from pathlib import Path
+import torch
+from ultralytics import YOLO
+from defectgen.yolo.evaluate import evaluate
+
+folder = Path(sys.argv[1])
+YOLO("yolo11n.yaml").save(folder / "weights.pt")
+sizes, shown = [], []
+
+def keep(module, inputs):
+    if type(module).__name__ == "DetectionModel":
+        sizes.append(list(inputs[0].shape))
+
+for imgsz in (64, 128):
+    save_dir = folder / str(imgsz)
+    save_dir.mkdir()
+    figures = evaluate(
+        folder / "weights.pt",
+        task="detect",
+        data=folder / "data.yaml",
+        imgsz=imgsz,
+        trained_imgsz=64,
+        batch=8,
+        device="cpu",
+        class_names=["pit"],
+        clean_stems=["0", "1"],
+        num_clean_images=2,
+        save_dir=save_dir,
+        on_start=lambda validator: (sizes.clear(), torch.nn.modules.module.register_module_forward_pre_hook(keep)),
+    )
+    shown.append([max(sizes), figures["test_files"], figures["test_defects"]])
+print(json.dumps(shown))
+"""
+
 
 def _recall(clean_confidences, num_clean_images, **settings):
     """Two defective files with four defects, one clean file."""
@@ -112,3 +149,18 @@ def test_crops_are_classified_in_batches_that_change_nothing(tmp_path):
     # found whose share of clean is as low as that of the clean crop which raises it.
     assert [row["accuracy"] for row in one[1]["per_class"]] == [0, 1]
     assert one[1]["recall_at_fp"] == 0.25
+
+
+@pytest.mark.long
+def test_whole_images_are_shown_at_the_scale_of_tiles_and_as_much_at_once(tmp_path):
+    for name in ("images", "labels"):
+        (tmp_path / name).mkdir()
+    for number in range(4):
+        assert cv2.imwrite(str(tmp_path / f"images/{number}.png"), np.full((96, 128, 3), 100 + number, np.uint8))
+        (tmp_path / f"labels/{number}.txt").write_text("0 0.5 0.5 0.2 0.2\n" if number > 1 else "")
+    (tmp_path / "data.yaml").write_text('{"train": "images", "val": "images", "names": ["pit"]}')
+    ran = subprocess.run(
+        [sys.executable, "-c", _EVALUATE_WHOLE, str(tmp_path)], capture_output=True, text=True, check=True
+    )
+    # Two of 128 px are as much as eight of 64; ultralytics pads by half a stride on each side.
+    assert json.loads(ran.stdout.splitlines()[-1]) == [[[4, 3, 64, 64], 4, 2], [[2, 3, 128, 160], 4, 2]]

@@ -134,7 +134,7 @@ def test_two_seeds_give_a_verdict_and_one_says_what_it_takes():
             for seed, score in enumerate(scores)
         ]
 
-    plan = SimpleNamespace(task="detect", test=[], num_clean_images=0)
+    plan = SimpleNamespace(task="detect", test=[], num_clean_images=0, test_imgsz=320)
 
     def collected(*per_arm):
         results = dict(zip(("real", "real+defectgen"), (runs(*scores) for scores in per_arm), strict=True))
