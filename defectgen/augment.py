@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -67,7 +68,7 @@ class WindowSampler:
 
     def draw(self, step: int | str, size: int) -> Windows:
         rng = numpy_rng(self._seed, "windows", step)
-        self._augment.set_random_seed(derive_seed(self._seed, "augmentation", step) % 2**32)
+        seed_transforms(self._augment, derive_seed(self._seed, "augmentation", step))
         drawn = [self._draw_one(rng) for _ in range(size)]
         images, masks, regions, class_ids = zip(*drawn, strict=True)
         return Windows(np.stack(images), np.stack(masks), np.stack(regions), np.array(class_ids, np.int64))
@@ -89,6 +90,13 @@ class WindowSampler:
             image, mask, outline = (centre(array, self._window_px) for array in (crop.image, crop.mask, shape.mask))
         tight = shape.outlined and rng.random() < 0.75
         return image, mask, region_of(outline, outlined=tight, grow=rng.uniform(0.5, 1.5)), class_id
+
+
+def seed_transforms(transforms: A.Compose, seed: int) -> None:
+    """One stream of random numbers for all: `set_random_seed` starts each of them with the same one, so that an image
+    is mirrored along both axes or none, and lit anew only when it is mirrored.
+    """
+    transforms.set_random_state(np.random.default_rng(seed), random.Random(seed))
 
 
 def _augmentation(window_px: int, *, flip: bool, quarter_turns: bool) -> A.Compose:

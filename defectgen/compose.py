@@ -415,7 +415,7 @@ def _judge(
     if recipe.screen.classifier:
         probabilities = studio.screen.probabilities(after, placement.region, model=placement.model)
         probability = float(probabilities[placement.class_id])
-        threshold = studio.screen.threshold(placement.class_id, recipe.screen.min_probability)
+        threshold = studio.screen.threshold(placement.class_id, recipe.screen.min_probability, model=placement.model)
         if probability < threshold:
             clean = int(probabilities.argmax()) == len(probabilities) - 1
             reason = "taken for clean" if clean else "taken for another class"

@@ -16,6 +16,7 @@ from typing import Any
 import cv2
 import numpy as np
 
+from defectgen.augment import seed_transforms
 from defectgen.boxes import area, clip_polygon, mask_outlines, mask_xyxy, polygon_xyxy
 from defectgen.copies import copied_in
 from defectgen.dataset.labels import even_margin, label_box, measure, own_margin
@@ -37,6 +38,9 @@ import albumentations as A
 # A defect of which less than this share stays in an augmented image is not labelled, as in YOLO's own augmentation; an
 # image that keeps none is drawn anew, so often at most.
 LEFT_OF_DEFECT, MAX_DRAWS = 0.1, 50
+# Where the recipe lets a detector's training change sizes by so much (`train_yolo.scale_jitter`, its default), or more,
+# augmented images are scaled and turned in full; with less jitter, by the same share of it.
+STRONG_JITTER = 0.5
 
 # image, the row's placed defect, its number in the image -> the image with the defect, its label box, and where it is,
 # bool (H, W); None: wherever the image changed in the box
@@ -103,8 +107,8 @@ def compose_augmented(recipe: Recipe, sources: Sources, index: int) -> Composite
     lap, position = divmod(index, len(sources.train))
     real = sources.train[int(numpy_rng(recipe.seed, "augmented", lap).permutation(len(sources.train))[position])]
     pixels = read_rgb(real.path)
-    transform = _strong(recipe.place.flip, recipe.place.quarter_turns)
-    transform.set_random_seed(derive_seed(recipe.seed, "augmented image", index) % 2**32)
+    transform = _strong(recipe.place.flip, recipe.place.quarter_turns, recipe.train_yolo.scale_jitter)
+    seed_transforms(transform, derive_seed(recipe.seed, "augmented image", index))
     outlines = [mark.polygon or _ellipse(mark.xyxy) for mark in real.annotations]
     # Albumentations counts from pixel centres, boxes from pixel borders.
     points = np.array([point for outline in outlines for point in outline], np.float32) - 0.5
@@ -250,7 +254,9 @@ def _blot(size_wh: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
 
 
 @cache
-def _strong(flip: bool, quarter_turns: bool) -> A.Compose:
+def _strong(flip: bool, quarter_turns: bool, scale_jitter: float) -> A.Compose:
+    # A camera that never moves, of which the recipe says so, shows no part larger or askew.
+    share = min(scale_jitter / STRONG_JITTER, 1.0)
     turns: list[A.BasicTransform] = [A.HorizontalFlip(p=0.5), A.VerticalFlip(p=0.5)] if flip else []
     if quarter_turns:
         turns.append(A.RandomRotate90(p=1))
@@ -258,10 +264,11 @@ def _strong(flip: bool, quarter_turns: bool) -> A.Compose:
         [
             *turns,
             A.Affine(
-                scale=(0.7, 1.4),
+                scale=(1 - 0.3 * share, 1 + 0.4 * share),
+                keep_ratio=True,
                 translate_percent=(-0.15, 0.15),
-                rotate=(-12, 12),
-                shear=(-6, 6),
+                rotate=(-12 * share, 12 * share),
+                shear=(-6 * share, 6 * share),
                 fill=PADDING_GREY,
                 p=0.9,
             ),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -35,6 +36,7 @@ class Crop:
             the image; None where no line was found.
         is_held_out: kept from training, to watch for memorising.
         size_wh: of the image, beyond which a window is mirrored; None where it lies within.
+        group: of the image: what is not independent, such as shots of one part.
     """
 
     image: np.ndarray
@@ -49,6 +51,7 @@ class Crop:
     line_slack_px: tuple[float, ...] | None = None
     is_held_out: bool = False
     size_wh: tuple[int, int] | None = None
+    group: str = ""
 
 
 def centre(array: np.ndarray, side: int) -> np.ndarray:
@@ -67,7 +70,7 @@ def defect_crops(
     """One crop per marked defect, in the order of the images.
 
     `hold_out` is the share of each class kept from training; a class keeps at least four defects to train on. Kept out
-    are defects that no other crop shows, as far as there are any.
+    are defects that no other crop shows and of whose part there are the fewest others, as far as there are any.
     """
     windows: dict[tuple[str, int], Window] = {}
     for item in images:
@@ -100,6 +103,7 @@ def defect_crops(
                     line_slack_px=_line_slack(annotation, item.size_wh),
                     is_held_out=(item.name, index) in held_out,
                     size_wh=item.size_wh,
+                    group=item.group,
                 )
             )
     return crops
@@ -202,6 +206,8 @@ def _held_out(
 ) -> set[tuple[str, int]]:
     by_class: dict[int, list[tuple[str, int]]] = {}
     in_others = set()
+    groups = {item.name: item.group for item in images}
+    shots = Counter(item.group for item in images for _ in item.annotations)
     for item in images:
         for index, annotation in enumerate(item.annotations):
             by_class.setdefault(annotation.class_id, []).append((item.name, index))
@@ -212,7 +218,7 @@ def _held_out(
     for class_id, keys in sorted(by_class.items()):
         count = max(0, min(round(share * len(keys)), len(keys) - 4))
         order = [keys[i] for i in numpy_rng(seed, "held out", class_id).permutation(len(keys))]
-        held_out.update(sorted(order, key=lambda key: key in in_others)[:count])
+        held_out.update(sorted(order, key=lambda key: (key in in_others, shots[groups[key[0]]]))[:count])
     return held_out
 
 

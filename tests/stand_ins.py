@@ -60,7 +60,7 @@ class Verdict:
         assert image.shape == (SIDE, SIDE, 3) and region.shape == (SIDE, SIDE) and model >= 0
         return self.given
 
-    def threshold(self, class_id: int, min_probability: float) -> float:
+    def threshold(self, class_id: int, min_probability: float, *, model: int) -> float:
         return min_probability
 
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -74,6 +75,18 @@ def test_batch_has_the_stated_shapes_and_types() -> None:
     assert batch.masks.shape == (5, WINDOW_PX, WINDOW_PX) and batch.masks.dtype == np.uint8
     assert batch.regions.shape == (5, WINDOW_PX, WINDOW_PX) and batch.regions.dtype == bool
     assert batch.class_ids.shape == (5,) and batch.class_ids.dtype == np.int64
+
+
+def test_windows_are_mirrored_along_each_axis_by_itself() -> None:
+    corner = defect(0)
+    image = np.full_like(corner.image, 100)
+    middle = len(image) // 2
+    image[:middle, :middle] = 250
+    image[:middle, middle:] = 180
+    batch = sampler([replace(corner, image=image)], [], clean_share=0.0).draw(0, 64)
+    quarters = [[window[y, x].mean() for y in (8, 24) for x in (8, 24)] for window in batch.images]
+    brightest = [int(np.argmax(quarter)) for quarter in quarters]
+    assert min(brightest.count(number) for number in range(4)) > 6
 
 
 def test_classes_come_in_equal_shares_however_many_crops_each_has() -> None:

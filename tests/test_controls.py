@@ -322,8 +322,47 @@ def test_augmented_outline_moves_with_its_image(toys: Any, tmp_path: Path) -> No
         assert mark.polygon is not None and len(mark.polygon) == 4
         grey = made.image.astype(int).mean(axis=2)
         x1, y1, x2, y2 = mark.xyxy
-        dark_and_bright = inside((x1, y1, x2, y2), grey)
-        assert dark_and_bright.min() < 75 and dark_and_bright.max() > 165
+        # A black and a white half, on grey product, in another light.
+        assert np.ptp(inside((x1, y1, x2, y2), grey)) > 120
+
+
+def turns_and_sides(toys: Any, tmp_path: Path, **train_yolo: float) -> tuple[set[tuple[bool, bool]], np.ndarray]:
+    """How augmented images of a marked quarter are mirrored, and the sides (N, 2) of its box over its own."""
+    image = np.full((200, 200, 3), 128, np.uint8)
+    image[80:100, 80:100], image[80:100, 100:120], image[100:120, 80:100] = 255, 170, 80
+    path = tmp_path / "quarters.png"
+    path.write_bytes(encode_image(image, "png"))
+    quarters = ((80.0, 80.0), (120.0, 80.0), (120.0, 120.0), (80.0, 120.0))
+    real = LabelledImage(path, path.name, (200, 200), "part", (Annotation(0, (80, 80, 120, 120), quarters),))
+    sources = Sources(("quarters",), (real,), (real,), (real,), (), ())
+    mirrored, sides = set(), []
+    for index in range(60):
+        made = compose_augmented(toys.recipe(train_yolo=train_yolo), sources, index)
+        corners = np.array(made.kept[0].polygon)
+        grey, middle = made.image.mean(axis=2), corners.mean(axis=0)
+        if len(corners) != 4 or not (corners > 2).all() or not (corners < 198).all():
+            continue
+        corner = [grey[tuple(np.round((corner + middle) / 2).astype(int)[::-1])] for corner in corners]
+        brightest = (corners[int(np.argmax(corner))] > middle).tolist()
+        mirrored.add((brightest[0], brightest[1]))
+        sides.append([np.linalg.norm(corners[1] - corners[0]), np.linalg.norm(corners[3] - corners[0])])
+    return mirrored, np.array(sides) / 40
+
+
+def test_augmented_images_are_mirrored_along_each_axis_by_itself_and_keep_their_aspect(
+    toys: Any, tmp_path: Path
+) -> None:
+    mirrored, sides = turns_and_sides(toys, tmp_path)
+    assert len(mirrored) == 4
+    assert sides.max() > 1.2 and sides.min() < 0.85
+    # What is left is shear: of a square, sides of equal length make a rhombus.
+    assert np.abs(np.log(sides[:, 0] / sides[:, 1])).max() < 0.12
+
+
+def test_what_a_camera_that_never_moves_gives_is_hardly_scaled(toys: Any, tmp_path: Path) -> None:
+    mirrored, sides = turns_and_sides(toys, tmp_path, scale_jitter=0.1)
+    assert len(mirrored) == 4
+    assert 1.03 < sides.max() < 1.12 and 0.9 < sides.min() < 0.97
 
 
 def test_image_whose_defects_cannot_be_kept_in_view_says_so(

@@ -177,6 +177,18 @@ def test_defects_that_others_crops_show_are_not_held_out(tmp_path: Path) -> None
         assert len(chosen) == 3 and chosen < {"4.png", "5.png", "6.png", "7.png"}
 
 
+def test_parts_of_which_there_are_many_shots_are_not_held_out(tmp_path: Path) -> None:
+    mark = Annotation(0, (20, 20, 60, 60))
+    items = [
+        replace(image_of(tmp_path, mark, name=f"{number}.png"), group=f"part {number // 3}") for number in range(6)
+    ]
+    items += [replace(image_of(tmp_path, mark, name=f"{number}.png"), group=f"part {number}") for number in range(6, 9)]
+    for seed in range(4):
+        crops = defect_crops(items, window_px=32, context_factor=2.0, hold_out=0.25, seed=seed)
+        chosen = {crop.source for crop in crops if crop.is_held_out}
+        assert len(chosen) == 2 and chosen < {"6.png", "7.png", "8.png"}
+
+
 def test_clean_crops_show_no_marked_defect(tmp_path: Path) -> None:
     defect = Annotation(0, (70, 40, 110, 80))
     marked = image_of(tmp_path, defect, name="marked.png")

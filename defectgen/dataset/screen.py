@@ -6,7 +6,6 @@ judged by the member that has not seen the real defect the composite's placement
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,8 +26,9 @@ NUM_FOLDS = 3
 INPUT_PX = 64
 TRAINING_STEPS = 200
 BATCH = 32
-# A real defect must pass its own check: no class is asked for more than this quantile of its real crops reaches.
-REAL_QUANTILE = 0.2
+# No class is asked for more than this quantile of its real crops reaches; what follows one of those below it, for no
+# more than this share of what that one reaches: else one real defect in six would hardly ever be followed.
+REAL_QUANTILE, OWN_SHARE = 0.2, 0.5
 
 
 def _network(num_classes: int) -> nn.Sequential:
@@ -55,15 +55,24 @@ def _inputs(images: np.ndarray, regions: np.ndarray) -> torch.Tensor:
     return functional.interpolate(inputs, size=(INPUT_PX, INPUT_PX), mode="bilinear", antialias=True)
 
 
-def _folds(class_ids: Sequence[int | None]) -> list[int]:
-    """The fold of each real defect, by its place among those of its class: so no member is without a whole class, but
-    where that has a single defect.
+def _folds(crops: Sequence[Crop]) -> list[int]:
+    """The fold of each real defect, evenly within each class: so no member is without a whole class, but where that
+    has a single defect. Shots of one part are in one fold, where a class has as many parts as there are folds.
     """
-    counts: Counter[int | None] = Counter()
-    folds = []
-    for class_id in class_ids:
-        folds.append(counts[class_id] % NUM_FOLDS)
-        counts[class_id] += 1
+    folds = [0] * len(crops)
+    for class_id in {crop.class_id for crop in crops}:
+        parts: dict[str, list[int]] = {}
+        for number, crop in enumerate(crops):
+            if crop.class_id == class_id:
+                parts.setdefault(crop.group, []).append(number)
+        if len(parts) < NUM_FOLDS:
+            parts = {str(number): [number] for of_part in parts.values() for number in of_part}
+        sizes = [0] * NUM_FOLDS
+        for of_part in sorted(parts.values(), key=len, reverse=True):
+            fold = sizes.index(min(sizes))
+            sizes[fold] += len(of_part)
+            for number in of_part:
+                folds[number] = fold
     return folds
 
 
@@ -74,13 +83,14 @@ class Screen:
     Attributes:
         members: member i was trained without the real defects of fold i.
         folds: of each real defect, in the order of the crops.
-        real_quantiles: per class, the REAL_QUANTILE of the probability that real defects get from the member that has
-            not seen them.
+        real_probabilities: of its class, for each real defect, from the member that has not seen it.
+        real_quantiles: per class, the REAL_QUANTILE of these.
         real_accuracy: share of real defects whose class that member finds.
     """
 
     members: list[nn.Sequential]
     folds: list[int]
+    real_probabilities: list[float]
     real_quantiles: list[float]
     real_accuracy: float
 
@@ -103,9 +113,11 @@ class Screen:
     def clean_probability(self, image: np.ndarray, region: np.ndarray, model: int) -> float:
         return float(self.probabilities(image, region, model=model)[-1])
 
-    def threshold(self, class_id: int, min_probability: float) -> float:
-        """Probability below which a composite is refused."""
-        return min(min_probability, self.real_quantiles[class_id])
+    def threshold(self, class_id: int, min_probability: float, *, model: int) -> float:
+        """Probability below which a composite that follows real defect number `model` is refused."""
+        asked = min(min_probability, self.real_quantiles[class_id])
+        own = self.real_probabilities[model]
+        return asked if own >= asked else OWN_SHARE * own
 
     def save(self, folder: Path) -> dict[str, Any]:
         """Writes the weights to `folder`; returns what else `load` needs, as JSON."""
@@ -115,7 +127,8 @@ class Screen:
             for name, value in member.state_dict().items()
         }
         save_file(weights, folder / "screen.safetensors")
-        return {"real_accuracy": self.real_accuracy, "real_quantiles": self.real_quantiles, "folds": self.folds}
+        names = ("real_accuracy", "real_quantiles", "real_probabilities", "folds")
+        return {name: getattr(self, name) for name in names}
 
     @classmethod
     def load(cls, folder: Path, facts: dict[str, Any], *, num_classes: int) -> Screen:
@@ -128,7 +141,8 @@ class Screen:
                 {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}
             )
             members.append(member.eval())
-        return cls(members, facts["folds"], facts["real_quantiles"], facts["real_accuracy"])
+        reached = (facts["real_probabilities"], facts["real_quantiles"], facts["real_accuracy"])
+        return cls(members, facts["folds"], *reached)
 
 
 def train_screen(
@@ -145,7 +159,7 @@ def train_screen(
     """The classifier, trained on real defect and clean windows. `progress(done, total)` counts steps."""
     device = best_device()
     members = []
-    folds = _folds([crop.class_id for crop in defects])
+    folds = _folds(defects)
     for fold in range(NUM_FOLDS):
         seen = [crop for crop, of_crop in zip(defects, folds, strict=True) if of_crop != fold]
         seen_classes = {crop.class_id for crop in seen}
@@ -180,14 +194,15 @@ def train_screen(
                 schedule.step()
                 progress(fold * TRAINING_STEPS + step + 1, NUM_FOLDS * TRAINING_STEPS)
         members.append(member.cpu().eval())
-    screen = Screen(members, folds, [0.0] * num_classes, 0.0)
+    screen = Screen(members, folds, [], [0.0] * num_classes, 0.0)
     found: list[list[float]] = [[] for _ in range(num_classes)]
     correct = []
     for index, crop in enumerate(defects):
         assert crop.class_id is not None
         region = region_of(centre(crop.mask, window_px), outlined=crop.outlined)
         probabilities = screen.probabilities(centre(crop.image, window_px), region, model=index)
-        found[crop.class_id].append(float(probabilities[crop.class_id]))
+        screen.real_probabilities.append(float(probabilities[crop.class_id]))
+        found[crop.class_id].append(screen.real_probabilities[-1])
         correct.append(int(probabilities.argmax()) == crop.class_id)
     screen.real_quantiles = [float(np.quantile(values, REAL_QUANTILE)) if values else 0.0 for values in found]
     screen.real_accuracy = float(np.mean(correct))

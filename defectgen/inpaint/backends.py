@@ -52,10 +52,14 @@ def composite(
     inside = scaled_region(region, window.side) & window_inside(window, size_wh)
     if not inside.any():
         return image.copy()
+    levels = two_levels(image)
     if backend == "diffusion":
         begun = clean if start is None else start
         weight = _feather(inside, window, size_wh, feather_px)
-        changed = _paste_change(clean, begun, drawn, weight, grey=_is_grey(image))
+        if levels is None:
+            changed = _paste_change(clean, begun, drawn, weight, grey=_is_grey(image))
+        else:
+            changed = _paste_switched(clean, begun, drawn, weight, levels)
     else:
         native = resize(drawn, window.side)
         if _is_grey(image):
@@ -64,9 +68,11 @@ def composite(
         shape = (resize(outline, window.side) >= 128) & scaled_region(region, window.side)
         blend = _poisson if backend == "poisson" else _paste
         changed = blend(clean, native, shape if shape.any() else inside, feather_px)
-    levels = two_levels(image)
     if levels is not None:
-        changed = np.where(changed.mean(axis=2, keepdims=True) < np.mean(levels), *levels).astype(np.uint8)
+        dark = _is_dark(changed, levels)
+        # What keeps its level keeps its pixels: the faint noise of a binarised photograph is missed where it lacks.
+        binary = np.where(dark, *levels).astype(np.uint8)
+        changed = np.where(dark == _is_dark(clean, levels), clean, binary)
     out = image.copy()
     ys, xs = np.nonzero(inside)
     out[ys + window.y, xs + window.x] = changed[ys, xs]
@@ -131,6 +137,30 @@ def _paste_change(
     drawn_in = added * (1 - hides) + resize(pixels, side) * hides
     share = weight[..., None]
     return np.clip(np.round(clean * (1 - share) + drawn_in * share), 0, 255).astype(np.uint8)
+
+
+def _paste_switched(
+    clean: np.ndarray, start: np.ndarray, drawn: np.ndarray, weight: np.ndarray, levels: tuple[int, int]
+) -> np.ndarray:
+    """`start` with those pixels on the other level that drawing has moved there, of a binarised image.
+
+    Both at the generator's scale and enlarged alike, since an edge that moves by part of a pixel changes by a fraction
+    of what lies between the levels: added to `start`, which is sharp, it would move none.
+    """
+    side = len(clean)
+    rendered = resize(start, drawn.shape[0]).astype(np.float32)
+    change = drawn.astype(np.float32) - rendered
+    strongest = cv2.GaussianBlur(np.abs(change).max(axis=2), (0, 0), 1.0)
+    sure = np.clip((strongest - GRAIN) / (CERTAIN - GRAIN), 0, 1)[..., None]
+    was, now = (_is_dark(resize(pixels, side), levels) for pixels in (rendered, rendered + change * sure))
+    dark = np.where(was == now, _is_dark(start, levels), now)
+    return np.where(weight[..., None] < 0.5, clean, np.where(dark, *levels)).astype(np.uint8)
+
+
+def _is_dark(pixels: np.ndarray, levels: tuple[int, int]) -> np.ndarray:
+    """bool (H, W, 1): which pixels of a binarised image are on the lower of its levels."""
+    dark: np.ndarray = pixels.mean(axis=2, keepdims=True) < np.mean(levels)
+    return dark
 
 
 def _feather(inside: np.ndarray, window: Window, size_wh: tuple[int, int], feather_px: int) -> np.ndarray:

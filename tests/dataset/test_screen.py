@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -81,6 +82,20 @@ def test_no_fold_has_a_whole_class(few_steps: None, toys: Any) -> None:
         assert folds == [0, 1, 2, 0]
 
 
+def test_shots_of_one_part_are_in_one_fold_where_there_are_parts_enough(few_steps: None, toys: Any) -> None:
+    crops = [crop for crop in toys.crops(9) if crop.class_id == 0]
+
+    def folds(*parts: str) -> list[int]:
+        return train([replace(crop, group=part) for crop, part in zip(crops, parts, strict=True)], toys.clean(4)).folds
+
+    three = folds(*"aabbbcccc")
+    assert three[0] == three[1] and len({three[2], *three[2:5]}) == 1 and len(set(three[5:])) == 1
+    assert len(set(three)) == NUM_FOLDS
+    # Evenly: the part with the most shots is alone.
+    assert sorted(Counter(folds(*"aaaabbccd")).values()) == [2, 3, 4]
+    assert sorted(Counter(folds(*"aaaabbbbb")).values()) == [3, 3, 3]
+
+
 def test_every_defect_is_judged_by_the_member_of_its_fold(trained: Screen, toys: Any) -> None:
     crop = toys.crops(1)[0]
     values = [tuple(probabilities(trained, crop, model=model).tolist()) for model in range(12)]
@@ -98,7 +113,8 @@ def test_saved_screen_is_loaded_with_the_same_probabilities(trained: Screen, toy
     facts = trained.save(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["screen.safetensors"]
     loaded = Screen.load(tmp_path, facts, num_classes=2)
-    assert (loaded.real_quantiles, loaded.real_accuracy) == (trained.real_quantiles, trained.real_accuracy)
+    for name in ("real_probabilities", "real_quantiles", "real_accuracy", "folds"):
+        assert getattr(loaded, name) == getattr(trained, name)
     for model in range(NUM_FOLDS):
         for crop in toys.crops(2, seed=60):
             assert (probabilities(loaded, crop, model=model) == probabilities(trained, crop, model=model)).all()
@@ -114,8 +130,14 @@ def test_threshold_is_what_real_defects_reach_with_a_member_that_has_not_seen_th
         ]
         quantile = float(np.quantile(reached, REAL_QUANTILE))
         assert trained.real_quantiles[class_id] == pytest.approx(quantile)
-        assert trained.threshold(class_id, 1.0) == pytest.approx(quantile)
-        assert trained.threshold(class_id, 0.01) == 0.01
+        for index, crop in enumerate(crops):
+            if crop.class_id == class_id:
+                own = probabilities(trained, crop, model=index)[class_id]
+                asked = quantile if own >= quantile else own / 2
+                assert trained.threshold(class_id, 1.0, model=index) == pytest.approx(asked)
+                assert trained.threshold(class_id, 0.01, model=index) == 0.01
+    reached = np.array(trained.real_probabilities)
+    assert (reached < np.array(trained.real_quantiles)[[crop.class_id for crop in crops]]).sum() == 2
 
 
 def test_class_with_a_single_defect_is_known_to_every_member(few_steps: None, toys: Any) -> None:
@@ -128,7 +150,7 @@ def test_class_with_a_single_defect_is_known_to_every_member(few_steps: None, to
 
 def test_class_without_a_defect_is_not_asked_for_anything(few_steps: None, toys: Any) -> None:
     screen = train([crop for crop in toys.crops(4) if crop.class_id == 0], toys.clean(4))
-    assert screen.real_quantiles[1] == 0 and screen.threshold(1, 0.9) == 0
+    assert screen.real_quantiles[1] == 0 and screen.threshold(1, 0.9, model=0) == 0
 
 
 def test_progress_counts_every_step(few_steps: None, toys: Any) -> None:

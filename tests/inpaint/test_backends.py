@@ -187,6 +187,53 @@ def test_binarised_image_stays_binary(backend: Backend) -> None:
     assert set(np.unique(out[out != image])) <= {0, 255}
 
 
+def binarised_with(moved_by: float, faint: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """A black block of 36 px, drawn with an edge `moved_by` px of the image further right, in windows of a third."""
+    image = np.full((160, 160, 3), 255, np.uint8)
+    image[5, 5] = 0
+    image[60:100, 20:30] = 255 - faint
+    start = np.full((96, 96, 3), 255, np.uint8)
+    start[30:66, 30:66] = 0
+    drawn = np.full((96, 96, 3), 255.0)
+    drawn[30:66, 30:66] = 0
+    whole, part = int(moved_by), moved_by % 1
+    drawn[30:66, 66 : 66 + whole] = 0
+    drawn[30:66, 66 + whole] = 255 * (1 - part)
+    small = np.round(resize(drawn.astype(np.float32), 32)).astype(np.uint8)
+    region = np.zeros((32, 32), bool)
+    region[4:28, 4:28] = True
+    out = composite(
+        image,
+        Window(0, 0, 96),
+        small,
+        outline=np.zeros((32, 32), np.uint8),
+        region=region,
+        backend="diffusion",
+        feather_px=2,
+        start=start,
+    )
+    copied = image.copy()
+    copied[:96, :96][start[..., 0] == 0] = 0
+    return image, copied, out
+
+
+def test_drawn_edge_of_a_binarised_image_moves_by_part_of_the_generators_pixel() -> None:
+    # One of the image's is a third of it, or 85 grey levels, which switch no pixel of the sharp start.
+    for pixels in (1, 2):
+        _, copied, out = binarised_with(pixels)
+        edge = (out != copied).any(axis=2)[34:62]
+        assert edge[:, 66 : 66 + pixels].all() and not edge[:, 66 + pixels :].any() and not edge[:, :66].any()
+    _, copied, out = binarised_with(0)
+    assert np.array_equal(out, copied)
+
+
+def test_what_keeps_its_level_in_a_binarised_image_keeps_its_faint_noise() -> None:
+    image, _, out = binarised_with(2, faint=6)
+    same = (out < 128) == (image < 128)
+    assert (out != image).any() and np.array_equal(out[same], image[same])
+    assert (out[60:90, 20:30] == 249).any()
+
+
 @pytest.mark.parametrize("backend", ["paste", "poisson", "diffusion"])
 def test_grey_image_stays_grey(backend: Backend) -> None:
     drawn = np.full((16, 16, 3), 120, np.uint8)
