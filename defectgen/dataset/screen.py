@@ -27,7 +27,7 @@ INPUT_PX = 64
 TRAINING_STEPS = 200
 BATCH = 32
 # No class is asked for more than this quantile of its real crops reaches; what follows one of those below it, for no
-# more than this share of what that one reaches: else one real defect in six would hardly ever be followed.
+# more than this share of what that one reaches, or chance: else one real defect in six would hardly ever be followed.
 REAL_QUANTILE, OWN_SHARE = 0.2, 0.5
 
 
@@ -117,7 +117,9 @@ class Screen:
         """Probability below which a composite that follows real defect number `model` is refused."""
         asked = min(min_probability, self.real_quantiles[class_id])
         own = self.real_probabilities[model]
-        return asked if own >= asked else OWN_SHARE * own
+        # Asked for less than chance gives, anything would pass.
+        chance = 1 / (len(self.real_quantiles) + 1)
+        return asked if own >= asked else min(max(OWN_SHARE * own, chance), asked)
 
     def save(self, folder: Path) -> dict[str, Any]:
         """Writes the weights to `folder`; returns what else `load` needs, as JSON."""
