@@ -277,7 +277,7 @@ class TrainYolo(Section):
         None,
         ge=64,
         description="Train on tiles of this side of every image, real and synthetic, and judge whole test images at "
-        "the same scale (on tiles, where defects are longer than half of one). None: whole images.",
+        "the same scale (on tiles, where many defects are longer than half of one). None: whole images.",
     )
     iterations: int = Field(300, ge=1, description="Optimizer steps, equal in every arm.")
     batch: int = Field(16, ge=1, description="Images per step.")

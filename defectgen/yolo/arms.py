@@ -38,6 +38,8 @@ CLEAN_CROPS = 4
 STRIDE = 32
 # Of a test image, in pixels as the detector sees it: what is larger may not fit into a workstation's memory.
 _LARGEST_WHOLE = 4096**2
+# Of the training defects at most this share is longer than half a tile where test images are judged whole.
+_FEW_LONG = 0.1
 _FEWEST_EPOCHS = 4
 
 
@@ -315,14 +317,16 @@ def _cut_of_test(cut: _Cut, sources: Sources, config: TrainYolo) -> tuple[_Cut, 
 
     Detectors of tiles are judged on whole images at the scale of the tiles, each on a canvas of the largest one's size,
     so that all keep that scale: of a defect that the edge of a tile cuts, every part would count as a defect of its own
-    or, unlabelled, as a false alarm. Test images are cut as training images are where those have defects longer than
-    half a tile, of which such a detector finds the parts, and where they are too large to be shown whole.
+    or, unlabelled, as a false alarm. Test images are cut as training images are where more than a few defects there are
+    longer than half a tile, of which such a detector finds the parts, and where they are too large to be shown whole.
     """
     tile_px, imgsz = cut.tile_px, config.imgsz
     sides = [image.size_wh for image in (*sources.test, *sources.test_clean)]
     width, height = (max(side) for side in zip(*sides, strict=True))
-    longest = max((max(box_sides(mark.xyxy)) for image in sources.train_pool for mark in image.annotations), default=0)
-    if tile_px is None or max(width, height) <= tile_px or longest > tile_px / 2:
+    if tile_px is None or max(width, height) <= tile_px:
+        return cut, imgsz
+    long = [max(box_sides(mark.xyxy)) > tile_px / 2 for image in sources.train_pool for mark in image.annotations]
+    if sum(long) > _FEW_LONG * len(long):
         return cut, imgsz
     scale = imgsz / tile_px
     whole_imgsz = STRIDE * math.ceil(max(width, height) * scale / STRIDE)

@@ -169,11 +169,12 @@ def test_test_images_of_other_sizes_keep_the_scale_of_the_tiles(tmp_path, make_s
     assert (first[64:] == 114).all() and (first[:, 64:] == 114).all()
 
 
-@pytest.mark.parametrize(("length", "tiles"), [(32, 3), (33, 12)])
-def test_detectors_of_parts_of_long_defects_are_judged_on_tiles(tmp_path, make_sources, length, tiles):
+@pytest.mark.parametrize(("length", "count", "tiles"), [(32, 5, 3), (33, 1, 3), (33, 2, 12)])
+def test_detectors_of_parts_of_long_defects_are_judged_on_tiles(tmp_path, make_sources, length, count, tiles):
     sources = make_sources(tmp_path / "sources", size=128)
-    first, *others = sources.train
-    pool = (replace(first, annotations=(Annotation(0, (0, 0, length, 5)),)), *others)
+    short = [Annotation(0, (0, 0, 20, 5))] * (10 - count)
+    first, *others = (replace(image, annotations=()) for image in sources.train)
+    pool = (replace(first, annotations=(*short, *[Annotation(0, (0, 0, length, 5))] * count)), *others)
     config = TrainYolo(arms=["real"], tile_px=64, imgsz=64, iterations=8, batch=8)
     plan = plan_arms(config=config, sources=replace(sources, train_pool=pool), synthetic={}, seed=0)
     assert len(plan.test) - len(plan.clean_stems) == tiles
