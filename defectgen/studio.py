@@ -39,6 +39,8 @@ if TYPE_CHECKING:
     from defectgen.diffusion.train import FitLog
 
 NUM_CLEAN_CROPS = 2400
+# Raised when a change of the code makes an earlier generator another.
+_FIT_VERSION = 2
 SAMPLES_FOLDER = "samples"
 
 
@@ -89,7 +91,7 @@ def fit_fingerprint(recipe: Recipe, sources: Sources) -> str:
         "min_change": recipe.labels.min_change,
         "base": recipe.data.base,
         "seed": recipe.seed,
-        "version": __version__,
+        "version": [__version__, _FIT_VERSION],
     }
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
