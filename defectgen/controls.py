@@ -19,13 +19,13 @@ import numpy as np
 from defectgen.augment import seed_transforms
 from defectgen.boxes import area, clip_polygon, mask_outlines, mask_xyxy, polygon_xyxy
 from defectgen.copies import copied_in
-from defectgen.dataset.labels import even_margin, label_box, measure, own_margin
+from defectgen.dataset.labels import contrast, even_margin, label_box, measure, own_margin, window_view
 from defectgen.errors import RunError
 from defectgen.images import read_rgb, sha256_file
 from defectgen.inpaint.backends import two_levels
 from defectgen.inpaint.placement import Turn, annotated_box
 from defectgen.recipe import Recipe
-from defectgen.records import XYXY, Annotation, Composite, PlacedDefect, Polygon, Sources
+from defectgen.records import XYXY, Annotation, Composite, PlacedDefect, Polygon, Rejection, Sources
 from defectgen.seeds import derive_seed, numpy_rng
 from defectgen.studio import Studio
 from defectgen.windows import Window
@@ -73,7 +73,7 @@ def compose_copy_paste(recipe: Recipe, sources: Sources, studio: Studio, row: di
         left, top, right, bottom = (side * too_small for side in turn.sides(margin))
         return after, label_box(box, (left, top, right, bottom), size_wh), seen
 
-    return _painted(recipe, sources, row, paint, backend="poisson")
+    return _painted(recipe, sources, studio, row, paint, backend="poisson")
 
 
 def compose_procedural(recipe: Recipe, sources: Sources, studio: Studio, row: dict[str, Any]) -> Composite:
@@ -99,7 +99,7 @@ def compose_procedural(recipe: Recipe, sources: Sources, studio: Studio, row: di
         changed = (seen[0] + x, seen[1] + y, seen[2] + x, seen[3] + y)
         return after, label_box(changed, even_margin(changed, margin_px), image.shape[1::-1]), None
 
-    return _painted(recipe, sources, row, paint, backend="procedural")
+    return _painted(recipe, sources, studio, row, paint, backend="procedural")
 
 
 def compose_augmented(recipe: Recipe, sources: Sources, index: int) -> Composite:
@@ -139,17 +139,27 @@ def _as_the_camera(image: np.ndarray, real: np.ndarray) -> np.ndarray:
     return image
 
 
-def _painted(recipe: Recipe, sources: Sources, row: dict[str, Any], paint: _Painter, *, backend: str) -> Composite:
-    """The image of a manifest row with each of its defects painted by `paint`."""
+def _painted(
+    recipe: Recipe, sources: Sources, studio: Studio, row: dict[str, Any], paint: _Painter, *, backend: str
+) -> Composite:
+    """The image of a manifest row with each of its defects painted by `paint`.
+
+    What blends in until it is fainter than real defects is left out, as among generated ones: its label would be wrong.
+    """
     # A clean image may have the name of a defective one.
     bases = sources.train_clean if recipe.data.base == "clean" else sources.train
     base = next(image for image in bases if image.name == row["source"])
     image = read_rgb(base.path)
     mask = np.zeros(image.shape[:2], np.uint8)
-    painted = []
+    painted, rejected = [], []
     for number, placed in enumerate(row["placed"]):
         before = image
-        image, box, defect = paint(before, placed, number)
+        after, box, defect = paint(before, placed, number)
+        refused = _too_faint(recipe, studio, placed, after, before)
+        if refused is not None:
+            rejected.append(refused)
+            continue
+        image = after
         if area(box) == 0:
             # The model's own box, where its outline is a generator's pixel wider: see `Turn.bend`, `annotated_box`.
             box = tuple(placed["asked_xyxy"])
@@ -161,7 +171,21 @@ def _painted(recipe: Recipe, sources: Sources, row: dict[str, Any], paint: _Pain
         outlines = mask_outlines(defect)
         placement = placed["placement"] | {"backend": backend}
         painted.append(PlacedDefect(placed["class_id"], box, box, outlines or (_corners(box),), box, placement))
-    return Composite(int(row["index"]), image, mask, base, sha256_file(base.path), base.annotations, tuple(painted), ())
+    found = (tuple(painted), tuple(rejected))
+    return Composite(int(row["index"]), image, mask, base, sha256_file(base.path), base.annotations, *found)
+
+
+def _too_faint(
+    recipe: Recipe, studio: Studio, placed: dict[str, Any], after: np.ndarray, before: np.ndarray
+) -> Rejection | None:
+    window = Window(*placed["placement"]["window"])
+    views = (window_view(image, window, recipe.generator.window_px) for image in (after, before))
+    seen = contrast(*views, min_change=recipe.labels.min_change)
+    least = recipe.screen.min_contrast * studio.least_contrasts[placed["class_id"]]
+    if seen > 0 and seen >= least:
+        return None
+    detail = f"contrast {seen:.0f} grey levels, at least {least:.0f}"
+    return Rejection(placed["class_id"], "fainter than real ones", detail)
 
 
 def _in_image(shape: np.ndarray, window: Window, size_wh: tuple[int, int]) -> np.ndarray:

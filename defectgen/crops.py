@@ -218,7 +218,13 @@ def _held_out(
     for class_id, keys in sorted(by_class.items()):
         count = max(0, min(round(share * len(keys)), len(keys) - 4))
         order = [keys[i] for i in numpy_rng(seed, "held out", class_id).permutation(len(keys))]
-        held_out.update(sorted(order, key=lambda key: (key in in_others, shots[groups[key[0]]]))[:count])
+        of_group = [groups[name] for name, _ in order]
+        ranks = []
+        for place, (key, group) in enumerate(zip(order, of_group, strict=True)):
+            # Whole parts first: with other shots of its part to train on, a defect is hardly an unseen one.
+            large = shots[group] > count
+            ranks.append((key in in_others, large, place if large else of_group.index(group), key))
+        held_out.update(key for *_, key in sorted(ranks)[:count])
     return held_out
 
 

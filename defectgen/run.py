@@ -527,6 +527,7 @@ def _control_set(arm: str, recipe: Recipe, sources: Sources, out: Path, *, progr
     if arm == "real+aug":
         # As many defective ones as the other sets have.
         num_images = recipe.synth.num_images - len(clean_indexes(recipe))
+        followed = hashlib.sha256(f"{fingerprint} {recipe.train_yolo.scale_jitter}".encode()).hexdigest()
 
         def make(position: int) -> Composite:
             return compose_augmented(recipe, sources, position)

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
 NUM_CLEAN_CROPS = 2400
 # Raised when a change of the code makes an earlier generator another.
-_FIT_VERSION = 2
+FIT_VERSION = 3
 SAMPLES_FOLDER = "samples"
 
 
@@ -77,13 +77,16 @@ class Studio:
 
 
 def fit_fingerprint(recipe: Recipe, sources: Sources) -> str:
-    """SHA-256 of all that the generator depends on: settings, and names, bytes and labels of the training images."""
+    """SHA-256 of all that the generator depends on: settings, and names, bytes, labels and groups of the training
+    images.
+    """
     from defectgen.diffusion.unet import CONTEXT_CHANNELS, SAMPLE_CHANNELS
 
     files = _images_facts((*sources.train, *sources.train_clean))
     facts = {
         "classes": sources.class_names,
         "files": files,
+        "groups": [image.group for image in sources.train],
         "generator": recipe.generator.model_dump(mode="json"),
         "channels": [SAMPLE_CHANNELS, CONTEXT_CHANNELS],
         "flip": recipe.place.flip,
@@ -91,7 +94,7 @@ def fit_fingerprint(recipe: Recipe, sources: Sources) -> str:
         "min_change": recipe.labels.min_change,
         "base": recipe.data.base,
         "seed": recipe.seed,
-        "version": [__version__, _FIT_VERSION],
+        "version": [__version__, FIT_VERSION],
     }
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 

@@ -160,11 +160,13 @@ def test_drawn_defects_keep_a_binarised_image_binary(toys: Any, tmp_path: Path) 
     image = LabelledImage(path, path.name, (96, 96), "board")
     sources = Sources(("open",), (image,), (image,), (image,), (), ())
     boxes = [(10, 10, 30, 30), (40, 40, 60, 60), (66, 70, 90, 84)]
-    placed = [{"class_id": 0, "asked_xyxy": box, "placement": {"model": 0, "window": [0, 0, 40]}} for box in boxes]
+    placed = [{"class_id": 0, "asked_xyxy": box, "placement": {"model": 0, "window": [0, 0, 96]}} for box in boxes]
     row = {"index": 0, "source": "board.png", "placed": placed}
     recipe = toys.recipe(labels={"margin": "tight"})
     studio: Any = SimpleNamespace(
-        models=[SimpleNamespace(crop=SimpleNamespace(outlined=False, window=Window(0, 0, 40)))], margins=[0.0]
+        models=[SimpleNamespace(crop=SimpleNamespace(outlined=False, window=Window(0, 0, 40)))],
+        margins=[0.0],
+        least_contrasts=[0.0],
     )
     drawn = compose_procedural(recipe, sources, studio, row)
     assert set(np.unique(drawn.image)) == {0, 255}
@@ -180,7 +182,7 @@ def test_drawn_line_fills_the_box_asked_for_and_the_slack_is_in_its_label(
     studio = replace(studio, models=[line])
     heights = []
     for index in range(12):
-        placement = {"model": 0, "window": [10, 10, line.crop.window.side]}
+        placement = {"model": 0, "window": [20, 16, 80]}
         placed = {"class_id": 0, "asked_xyxy": (20, 50, 100, 62), "placement": placement}
         row = {"index": index, "source": demo_sources.train_clean[0].name, "placed": [placed]}
         (drawn,) = compose_procedural(recipe, demo_sources, studio, row).placed
@@ -200,15 +202,34 @@ def test_drawn_defects_are_as_large_as_generated_ones_at_any_scale(
     studio = make_studio(recipe, demo_sources, margin=margin)
     model = replace(studio.models[0], crop=replace(studio.models[0].crop, outlined=False))
     studio = replace(studio, models=[model])
-    side = model.crop.window.side * scale
+    side = round(model.crop.window.side * scale)
+    corner = round(60 + 20 * scale - side / 2)
     widths = []
     for index in range(24):
         asked = (60, 60, 60 + 40 * scale, 60 + 40 * scale)
-        placed = {"class_id": 0, "asked_xyxy": asked, "placement": {"model": 0, "window": [50, 50, side]}}
+        placed = {"class_id": 0, "asked_xyxy": asked, "placement": {"model": 0, "window": [corner, corner, side]}}
         row = {"index": index, "source": demo_sources.train_clean[0].name, "placed": [placed]}
         (drawn,) = compose_procedural(recipe, demo_sources, studio, row).placed
         widths.append(drawn.label_xyxy[2] - drawn.label_xyxy[0])
     assert np.median(widths) == pytest.approx(20 * scale + 2 * margin, abs=4)
+
+
+@pytest.mark.parametrize("compose_again", [compose_copy_paste, compose_procedural])
+def test_what_is_fainter_than_real_defects_is_left_out_of_the_control_arms(
+    toys: Any, tmp_path: Path, compose_again: Any
+) -> None:
+    sources = block_sources(tmp_path)
+    studio = make_studio(toys.recipe(), sources)
+    crop = studio.models[0].crop
+    window = Window(crop.window.x + 20, crop.window.y + 10, crop.window.side)
+    row = copy_paste_row(0, window, (56.0, 54.0, 80.0, 70.0), "part.png")
+    shown = compose_again(toys.recipe(), sources, studio, row)
+    assert len(shown.placed) == 1 and not shown.rejected and shown.mask.any()
+    faint = replace(studio, least_contrasts=[300.0])
+    left_out = compose_again(toys.recipe(screen={"min_contrast": 1.0}), sources, faint, row)
+    assert not left_out.placed and not left_out.mask.any()
+    assert [one.reason for one in left_out.rejected] == ["fainter than real ones"]
+    assert (left_out.image == read_rgb(left_out.source.path)).all()
 
 
 def spot(folder: Path, *, colour: tuple[int, int, int] = (90, 110, 130), at: int = 20) -> Sources:

@@ -189,6 +189,33 @@ def test_parts_of_which_there_are_many_shots_are_not_held_out(tmp_path: Path) ->
         assert len(chosen) == 2 and chosen < {"6.png", "7.png", "8.png"}
 
 
+def test_parts_are_held_out_whole_where_they_are_small(tmp_path: Path) -> None:
+    mark = Annotation(0, (20, 20, 60, 60))
+    groups = ["large"] * 12 + ["one"] * 2 + ["two"] * 2 + ["three"] * 2
+    items = [replace(image_of(tmp_path, mark, name=f"{n}.png"), group=group) for n, group in enumerate(groups)]
+    chosen = set()
+    for seed in range(8):
+        crops = defect_crops(items, window_px=32, context_factor=2.0, hold_out=0.12, seed=seed)
+        (part,) = {groups[int(crop.source.removesuffix(".png"))] for crop in crops if crop.is_held_out}
+        assert sum(crop.is_held_out for crop in crops) == 2
+        chosen.add(part)
+    assert chosen == {"one", "two", "three"}
+
+
+def test_no_part_is_preferred_where_none_can_be_held_out_whole(tmp_path: Path) -> None:
+    mark = Annotation(0, (20, 20, 60, 60))
+    groups = ["rare"] * 4 + ["common"] * 16
+    items = [replace(image_of(tmp_path, mark, name=f"{n}.png"), group=group) for n, group in enumerate(groups)]
+    found = [
+        groups[int(crop.source.removesuffix(".png"))]
+        for seed in range(20)
+        for crop in defect_crops(items, window_px=32, context_factor=2.0, hold_out=0.15, seed=seed)
+        if crop.is_held_out
+    ]
+    # A fifth of 60.
+    assert len(found) == 60 and 3 <= found.count("rare") <= 22
+
+
 def test_clean_crops_show_no_marked_defect(tmp_path: Path) -> None:
     defect = Annotation(0, (70, 40, 110, 80))
     marked = image_of(tmp_path, defect, name="marked.png")

@@ -26,10 +26,10 @@ from defectgen.images import sha256_file, write_bytes_atomic
 from defectgen.progress import Progress
 from defectgen.recipe import DEFAULT_ARMS, Arm, Recipe
 from defectgen.run import held, read_sources, run_train_yolo
-from defectgen.studio import images_digest, load_studio
+from defectgen.studio import FIT_VERSION, images_digest, load_studio
 from defectgen.yolo.arm_files import read_json, to_json
 from defectgen.yolo.arms import task_of_model
-from defectgen.yolo.train import label_agreement
+from defectgen.yolo.train import JUDGING_VERSION, label_agreement
 from defectgen.yolo.verdict import CEILING, COPIES_ARM, OWN_ARM
 
 ProfileName = Literal["small", "full"]
@@ -151,7 +151,7 @@ def run_bench(
 
 def settings_digest(recipe: Recipe) -> str:
     """What rows must have in common to be compared: a hash of all settings but the budget, the seed and the arms, of
-    the detector's first weights, and the version. Not of where the data lie.
+    the detector's first weights, and the versions. Not of where the data lie.
     """
     content = recipe.model_dump(mode="json")
     model = Path(recipe.train_yolo.model).expanduser()
@@ -159,7 +159,7 @@ def settings_digest(recipe: Recipe) -> str:
         del content[section][name]
     del content["seed"]
     weights = sha256_file(model) if model.is_file() else model.name
-    return hashlib.sha256(to_json([content, weights, __version__])).hexdigest()
+    return hashlib.sha256(to_json([content, weights, __version__, FIT_VERSION, JUDGING_VERSION])).hexdigest()
 
 
 _UNLIKE = {

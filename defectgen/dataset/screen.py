@@ -27,8 +27,8 @@ INPUT_PX = 64
 TRAINING_STEPS = 200
 BATCH = 32
 # No class is asked for more than this quantile of its real crops reaches; what follows one of those below it, for no
-# more than this share of what that one reaches, or chance: else one real defect in six would hardly ever be followed.
-REAL_QUANTILE, OWN_SHARE = 0.2, 0.5
+# more than this share of `screen.min_probability`: else one real defect in six would hardly ever be followed.
+REAL_QUANTILE, UNKNOWN_SHARE = 0.2, 0.5
 
 
 def _network(num_classes: int) -> nn.Sequential:
@@ -57,7 +57,8 @@ def _inputs(images: np.ndarray, regions: np.ndarray) -> torch.Tensor:
 
 def _folds(crops: Sequence[Crop]) -> list[int]:
     """The fold of each real defect, evenly within each class: so no member is without a whole class, but where that
-    has a single defect. Shots of one part are in one fold, where a class has as many parts as there are folds.
+    has a single defect. A class's shots of one part are in one fold, where none then has more than half of the class:
+    else the member without them would learn the class from too few.
     """
     folds = [0] * len(crops)
     for class_id in {crop.class_id for crop in crops}:
@@ -65,15 +66,22 @@ def _folds(crops: Sequence[Crop]) -> list[int]:
         for number, crop in enumerate(crops):
             if crop.class_id == class_id:
                 parts.setdefault(crop.group, []).append(number)
-        if len(parts) < NUM_FOLDS:
-            parts = {str(number): [number] for of_part in parts.values() for number in of_part}
-        sizes = [0] * NUM_FOLDS
-        for of_part in sorted(parts.values(), key=len, reverse=True):
-            fold = sizes.index(min(sizes))
-            sizes[fold] += len(of_part)
-            for number in of_part:
+        dealt = _dealt(list(parts.values()))
+        numbers = [number for of_fold in dealt for number in of_fold]
+        if len(parts) < NUM_FOLDS or 2 * max(map(len, dealt)) > len(numbers):
+            dealt = _dealt([[number] for number in sorted(numbers)])
+        for fold, of_fold in enumerate(dealt):
+            for number in of_fold:
                 folds[number] = fold
     return folds
+
+
+def _dealt(parts: list[list[int]]) -> list[list[int]]:
+    """The parts' defects in NUM_FOLDS folds, large parts first, each to the smallest fold."""
+    dealt: list[list[int]] = [[] for _ in range(NUM_FOLDS)]
+    for of_part in sorted(parts, key=len, reverse=True):
+        min(dealt, key=len).extend(of_part)
+    return dealt
 
 
 @dataclass
@@ -116,10 +124,8 @@ class Screen:
     def threshold(self, class_id: int, min_probability: float, *, model: int) -> float:
         """Probability below which a composite that follows real defect number `model` is refused."""
         asked = min(min_probability, self.real_quantiles[class_id])
-        own = self.real_probabilities[model]
-        # Asked for less than chance gives, anything would pass.
-        chance = 1 / (len(self.real_quantiles) + 1)
-        return asked if own >= asked else min(max(OWN_SHARE * own, chance), asked)
+        known = self.real_probabilities[model] >= asked
+        return asked if known else min(asked, UNKNOWN_SHARE * min_probability)
 
     def save(self, folder: Path) -> dict[str, Any]:
         """Writes the weights to `folder`; returns what else `load` needs, as JSON."""

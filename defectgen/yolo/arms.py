@@ -36,8 +36,9 @@ _BATCHES_PER_EPOCH = 30
 CLEAN_CROPS = 4
 # Of the network: it sees sides that are multiples of so many pixels.
 STRIDE = 32
-# Of a test image, in pixels as the detector sees it: what is larger may not fit into a workstation's memory.
-_LARGEST_WHOLE = 4096**2
+# The longest side of a test image that is judged whole, in pixels as the detector sees it: a mask or a comparison per
+# detection (`segment`, `obb`), or the network's attention (all pairs of its 32 px cells) fill the memory beyond it.
+_LARGEST_WHOLE_PX = {"detect": 2560, "segment": 1280, "obb": 1280}
 # Of the training defects at most this share is longer than half a tile where test images are judged whole.
 _FEW_LONG = 0.1
 _FEWEST_EPOCHS = 4
@@ -318,7 +319,8 @@ def _cut_of_test(cut: _Cut, sources: Sources, config: TrainYolo) -> tuple[_Cut, 
     Detectors of tiles are judged on whole images at the scale of the tiles, each on a canvas of the largest one's size,
     so that all keep that scale: of a defect that the edge of a tile cuts, every part would count as a defect of its own
     or, unlabelled, as a false alarm. Test images are cut as training images are where more than a few defects there are
-    longer than half a tile, of which such a detector finds the parts, and where they are too large to be shown whole.
+    longer than half a tile, of which such a detector finds the parts, where training images smaller than a tile were
+    enlarged to its size, and where test images are too large to be shown whole.
     """
     tile_px, imgsz = cut.tile_px, config.imgsz
     sides = [image.size_wh for image in (*sources.test, *sources.test_clean)]
@@ -326,11 +328,12 @@ def _cut_of_test(cut: _Cut, sources: Sources, config: TrainYolo) -> tuple[_Cut, 
     if tile_px is None or max(width, height) <= tile_px:
         return cut, imgsz
     long = [max(box_sides(mark.xyxy)) > tile_px / 2 for image in sources.train_pool for mark in image.annotations]
-    if sum(long) > _FEW_LONG * len(long):
+    enlarged = any(max(image.size_wh) < tile_px for image in (*sources.train_pool, *sources.train_clean))
+    if enlarged or sum(long) > _FEW_LONG * len(long):
         return cut, imgsz
     scale = imgsz / tile_px
     whole_imgsz = STRIDE * math.ceil(max(width, height) * scale / STRIDE)
-    if whole_imgsz * min(width, height) * scale > _LARGEST_WHOLE:
+    if whole_imgsz > _LARGEST_WHOLE_PX[task_of_model(config.model)]:
         return cut, imgsz
     # A side that ultralytics, which shows the network multiples of its stride, need not stretch.
     side = round(whole_imgsz / scale)

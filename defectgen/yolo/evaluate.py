@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,12 @@ from defectgen.images import write_bytes_atomic
 FALSE_ALARMS_PER_CLEAN_IMAGE = 0.01
 # Of the curve of recall over false alarms per clean image.
 ALARM_LEVELS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
-# Of detections; low, since average precision needs the whole curve.
-MIN_CONFIDENCE = 0.001
+# Of detections; low, since average precision needs the whole curve. As ultralytics has it.
+MIN_CONFIDENCE = {"detect": 0.001, "segment": 0.001, "obb": 0.01}
 # Per image, or part of one that is as large as a tile: ultralytics' default.
 MAX_DETECTIONS = 300
-# Of detections, per test file, that are kept to be looked at.
-DETECTIONS_FILE, KEPT_CONFIDENCE, KEPT_PER_FILE = "detections.json", 0.01, 50
+# Of detections that are kept to be looked at, per image or part of one as large as a tile.
+DETECTIONS_FILE, KEPT_CONFIDENCE, KEPT_PER_TILE = "detections.json", 0.01, 50
 
 
 def recall_at_false_alarms(
@@ -85,11 +86,15 @@ def evaluate(
     from ultralytics.models.yolo.detect import DetectionValidator
     from ultralytics.models.yolo.obb import OBBValidator
     from ultralytics.models.yolo.segment import SegmentationValidator
-    from ultralytics.utils import ops
+    from ultralytics.utils import nms, ops
 
     kept: dict[str, list[list[float]]] = {}
     detections: dict[str, list[np.ndarray]] = {}
     base = {"detect": DetectionValidator, "segment": SegmentationValidator, "obb": OBBValidator}[task]
+    # Whole images at the scale of the tiles it was trained on: so many of these are seen at once, and may hold as much.
+    tiles = math.ceil((imgsz / trained_imgsz) ** 2)
+    # Past a time limit ultralytics takes the batch's other images for empty: figures would follow the machine's load.
+    nms.non_max_suppression = partial(nms.non_max_suppression, max_time_img=math.inf)
 
     class KeepingValidator(base):  # type: ignore[misc, valid-type]
         """Keeps each file's detections, which `get_stats` drops after use."""
@@ -97,7 +102,7 @@ def evaluate(
         def update_metrics(self, preds: list[dict[str, Any]], batch: dict[str, Any]) -> None:
             super().update_metrics(preds, batch)
             for number, found in enumerate(preds):
-                best = found["conf"].argsort(descending=True)[:KEPT_PER_FILE]
+                best = found["conf"].argsort(descending=True)[: KEPT_PER_TILE * tiles]
                 best = best[found["conf"][best] >= KEPT_CONFIDENCE]
                 boxes = found["bboxes"][best].float()
                 if task == "obb":
@@ -117,8 +122,6 @@ def evaluate(
             detections.update({key: list(self.metrics.stats[key]) for key in ("tp", "conf", "target_cls")})
             return super().get_stats()
 
-    # Whole images at the scale of the tiles it was trained on: so many of these are seen at once, and may hold as much.
-    tiles = math.ceil((imgsz / trained_imgsz) ** 2)
     arguments = {
         "model": str(weights),
         "task": task,
@@ -128,7 +131,7 @@ def evaluate(
         "batch": max(batch // tiles, 1),
         "max_det": MAX_DETECTIONS * tiles,
         "device": device,
-        "conf": MIN_CONFIDENCE,
+        "conf": MIN_CONFIDENCE[task],
         "plots": False,
         "verbose": False,
         "workers": 0,

@@ -32,6 +32,8 @@ from defectgen.yolo.results import collect_results
 
 # Raised when a change of the worker makes earlier results incomparable.
 _JOB_VERSION = 5
+# Raised when a change makes earlier figures of the same detectors incomparable: they are judged again.
+JUDGING_VERSION = 2
 _LOG_LINES_SHOWN = 12
 _YAML_MODEL = re.compile(r"yolo11[nsmlx](-seg|-obb|-cls)?\.yaml")
 
@@ -72,7 +74,7 @@ def train_arms(
         for index in config.seeds:
             job = _job(plan, arm, config, model, sources.class_names, out, seed=seed, index=index)
             trained_sha256 = _fingerprint(job, arm_digest)
-            judged_by = [trained_sha256, test_digest, *(job[name] for name in _JUDGED_BY)]
+            judged_by = [JUDGING_VERSION, trained_sha256, test_digest, *(job[name] for name in _JUDGED_BY)]
             judged_sha256 = hashlib.sha256(to_json(judged_by)).hexdigest()
             fingerprints = {"trained_sha256": trained_sha256, "judged_sha256": judged_sha256}
             results.setdefault(arm.name, []).append(_run_or_keep(job, fingerprints, arm, out, progress, trackers))

@@ -184,8 +184,8 @@ def test_detectors_of_parts_of_long_defects_are_judged_on_tiles(tmp_path, make_s
 def test_too_large_test_images_are_judged_on_tiles(tmp_path, make_sources, monkeypatch):
     sources = make_sources(tmp_path / "sources", size=128)
     config = TrainYolo(arms=["real"], tile_px=64, imgsz=64, iterations=8, batch=8)
-    for most, test_files in ((128 * 128, 5), (128 * 128 - 1, 20)):
-        monkeypatch.setattr(arms, "_LARGEST_WHOLE", most)
+    for most, test_files in ((128, 5), (127, 20)):
+        monkeypatch.setitem(arms._LARGEST_WHOLE_PX, "detect", most)
         assert len(plan_arms(config=config, sources=sources, synthetic={}, seed=0).test) == test_files
 
 
