@@ -498,6 +498,10 @@ def train_yolo(
                 stdout.print(table)
             stdout.print(verdict_line(results), markup=False, highlight=False)
             best = folder / "yolo" / results["best"]["weights"]
+            if len(results["arms"]) > 1:
+                arm = results["best"]["arm"]
+                line = f"Weights of {arm}, the highest here (chosen by this very test set: expect less elsewhere):"
+                stdout.print(line, markup=False, soft_wrap=True, highlight=False)
             stdout.print(str(best), markup=False, soft_wrap=True, highlight=False)
         _report(folder, progress, log_file)
 

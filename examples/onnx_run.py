@@ -7,7 +7,8 @@
 pickles, which can run any code when they are loaded: export your own.
 
 Images are shrunk to the network's size whole. A detector trained on tiles (`train_yolo.tile_px`) wants them at their
-scale: `export` it with `--imgsz`, the `test_imgsz` in results.json, which is the size of whole images at that scale.
+scale: `export` it with `--imgsz`, the longest side of your images times `imgsz / tile_px`, up to a multiple of 32 (the
+`test_imgsz` in results.json is that of the largest test image).
 
 Licence: exported weights stand where the weights stand. Ultralytics (AGPL-3.0) holds that its licence covers models
 trained with it: see "Licences" in README.md before you ship one.

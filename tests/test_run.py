@@ -92,6 +92,15 @@ def test_held_out_parts_can_be_gone_before_anything_is_fitted_made_or_trained_on
         folder = running._control_set(arm, recipe, sources, tmp_path, progress=silent)
         # As many with a defect in every arm; the other sets have a clean one, too.
         assert sum(path.stat().st_size > 0 for path in (folder / "labels").iterdir()) == 2
+    # Augmented images are scaled as far as the recipe lets the detector's training.
+    steady = recipe.train_yolo.model_copy(update={"scale_jitter": 0.1})
+    kept = []
+    for settings in (recipe.train_yolo, steady, steady):
+        other = recipe.model_copy(update={"train_yolo": settings})
+        folder = running._control_set("real+aug", other, sources, tmp_path, progress=silent)
+        kept.append((folder / "seen.txt").exists())
+        (folder / "seen.txt").touch()
+    assert kept == [False, False, True]
     # A control set is made again with the placements that it follows, and only then.
     kept = []
     for version in ("0", "1"):

@@ -190,6 +190,9 @@ def test_fingerprint_follows_pixels_and_labels_but_not_the_place_of_the_files(fi
     before = fit_fingerprint(recipe, sources)
     elsewhere = moved(sources, tmp_path / "elsewhere")
     assert fit_fingerprint(recipe, elsewhere) == before
+    # What is held out, and the folds of the class check, follow the groups.
+    regrouped = replace(elsewhere, train=tuple(replace(image, group="one") for image in elsewhere.train))
+    assert fit_fingerprint(recipe, regrouped) != before
     first, *rest = elsewhere.train
     (annotation, *others) = first.annotations
     relabelled = replace(first, annotations=(replace(annotation, class_id=(annotation.class_id + 1) % 4), *others))

@@ -29,7 +29,7 @@ from defectgen.run import held, read_sources, run_train_yolo
 from defectgen.studio import FIT_VERSION, images_digest, load_studio
 from defectgen.yolo.arm_files import read_json, to_json
 from defectgen.yolo.arms import task_of_model
-from defectgen.yolo.train import JUDGING_VERSION, label_agreement
+from defectgen.yolo.train import JUDGING_VERSION, computed_by, label_agreement
 from defectgen.yolo.verdict import CEILING, COPIES_ARM, OWN_ARM
 
 ProfileName = Literal["small", "full"]
@@ -134,7 +134,8 @@ def run_bench(
             if OWN_ARM in results["arms"]:
                 report("diagnose", 0, 0, "how near the synthetic defects are to the real ones")
                 found = _diagnostics(cell, run)
-                if CEILING in results["arms"]:
+                # The real defects in composites of defective images are what the judge was trained on.
+                if CEILING in results["arms"] and cell.data.base == "clean":
                     found["label_agreement"] = label_agreement(run / "yolo", OWN_ARM, judge=CEILING, progress=report)
                 write_bytes_atomic(run / "diagnostics.json", to_json(found))
             for row in of_cell:
@@ -142,7 +143,13 @@ def run_bench(
                 progress(f"{name}, {row['arm']}", 0, 0, figures)
             write_bytes_atomic(table, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode())
             alone = recipe.train_yolo.real_share == 0
-            summary = summarise(rows, num_test_images=results["test_images"], alone=alone)
+            summary = summarise(
+                rows,
+                num_test_images=results["test_images"],
+                num_test_groups=results["test_groups"],
+                num_test_clean=results["test_clean_images"],
+                alone=alone,
+            )
             summary["diagnostics"] = _diagnostics_on_disk(rows, folder)
             write_bytes_atomic(folder / "bench.json", to_json(summary))
         write_plots(rows, curves_on_disk(rows, folder), folder)
@@ -151,7 +158,7 @@ def run_bench(
 
 def settings_digest(recipe: Recipe) -> str:
     """What rows must have in common to be compared: a hash of all settings but the budget, the seed and the arms, of
-    the detector's first weights, and the versions. Not of where the data lie.
+    the detector's first weights, of what computes, and the versions. Not of where the data lie.
     """
     content = recipe.model_dump(mode="json")
     model = Path(recipe.train_yolo.model).expanduser()
@@ -159,11 +166,12 @@ def settings_digest(recipe: Recipe) -> str:
         del content[section][name]
     del content["seed"]
     weights = sha256_file(model) if model.is_file() else model.name
-    return hashlib.sha256(to_json([content, weights, __version__, FIT_VERSION, JUDGING_VERSION])).hexdigest()
+    versions = [__version__, FIT_VERSION, JUDGING_VERSION]
+    return hashlib.sha256(to_json([content, weights, computed_by(), versions])).hexdigest()
 
 
 _UNLIKE = {
-    "settings": "other settings",
+    "settings": "other settings, on another device or by another version",
     "data": "other training images or labels",
     "test": "another test set",
 }
@@ -189,8 +197,9 @@ def _comparable(
 
 def _check_budgets(cells: dict[tuple[int, int], Recipe], out: Path) -> dict[tuple[int, int], dict[str, Any]]:
     """Of each cell the real defects per class (whole images are drawn, so that common ones may have more than K), and
-    of how many groups: few groups show few kinds of defect, however many there are; and two hashes that are
-    the same for every cell: of what all are drawn from, and of the test set.
+    of how many groups: few groups show few kinds of defect, however many there are; the number of images drawn and
+    of those to draw from; and two hashes that are the same for every cell: of what all are drawn from, and of the test
+    set.
 
     Raises:
         RunError: a class has fewer than K, or two seeds draw the same images: their spread would not be that of draws.
@@ -205,8 +214,14 @@ def _check_budgets(cells: dict[tuple[int, int], Recipe], out: Path) -> dict[tupl
         defects = {name: counts[class_id] for class_id, name in enumerate(sources.class_names)}
         data = data or images_digest((*sources.train_pool, *sources.train_clean))
         test = test or images_digest((*sources.test, *sources.test_clean))
-        groups = len({image.group for image in sources.train})
-        budgets[k, seed] = {"defects": defects, "groups": groups, "data": data, "test": test}
+        budgets[k, seed] = {
+            "defects": defects,
+            "groups": len({image.group for image in sources.train}),
+            "images": len(sources.train),
+            "pool": len(sources.train_pool),
+            "data": data,
+            "test": test,
+        }
         marked = {mark.class_id for image in sources.train_pool for mark in image.annotations}
         # A class that nothing is marked with was warned of.
         used = {name: count for name, count in defects.items() if sources.class_names.index(name) in marked}

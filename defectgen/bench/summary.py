@@ -8,22 +8,33 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from defectgen.yolo.verdict import CEILING, OWN_ARM, REAL_ARM, judge, paired_interval
+from defectgen.yolo.results import alarms_caption
+from defectgen.yolo.verdict import CEILING, FEWEST_SEEDS, OWN_ARM, REAL_ARM, judge, paired_interval
 
 if TYPE_CHECKING:
     from rich.table import Table
 
 FIGURES = ("map50", "map5095", "recall_at_fp")
 _OVER = "draws of the real images"
+# Draws that take a larger share of the images have more than half of them in common, and are no new product.
+MOST_DRAWN = 0.5
 
 
-def summarise(rows: Sequence[dict[str, Any]], *, num_test_images: int, alone: bool = False) -> dict[str, Any]:
+def summarise(
+    rows: Sequence[dict[str, Any]],
+    *,
+    num_test_images: int,
+    num_test_groups: int | None = None,
+    num_test_clean: int | None = None,
+    alone: bool = False,
+) -> dict[str, Any]:
     """Per K: each arm's mean over the seeds with its 95 % interval, in percent, and the verdict.
 
     arms: {arm: {figure: {"mean", "low", "high"}, "num_seeds"}}; low and high are None with one seed, a figure is None
     where the test set cannot tell. difference: {arm: {"mean", "low", "high"}}, `real+defectgen` minus the arm in points
     of mAP50-95, paired by seed. worth: of the gain over `real`, {"mean", "low", "high"}: see `worth`; of the same draws
-    of the real images alone.
+    of the real images alone. drawn: the share of the images to draw from that a draw takes, on average; None where the
+    rows do not say.
     `alone`: see `Verdict`.
     """
     by_k = {}
@@ -36,21 +47,32 @@ def summarise(rows: Sequence[dict[str, Any]], *, num_test_images: int, alone: bo
         verdict = judge(scores, alone=alone)
         own = scores.get(OWN_ARM)
         difference = {arm: _difference(own, scores[arm]) for arm in arms if arm != OWN_ARM} if own else {}
+        said = verdict and verdict.sentence(num_test_images, _OVER, num_test_groups=num_test_groups)
+        shares = [row["images"] / row["pool"] for row in of_k if "pool" in row]
         by_k[str(k)] = {
             "arms": {arm: _arm([row for row in of_k if row["arm"] == arm]) for arm in arms},
             "difference": difference,
-            "verdict": None if verdict is None else verdict.to_json(num_test_images, _OVER),
-            "worth": _worth(_curve(real, set(own or ()) & set(real[k])), k, difference.get(REAL_ARM)),
+            "verdict": verdict.to_json(said) if verdict and said else None,
+            "worth": _worth(real, own or {}, k),
+            "drawn": float(np.mean(shares)) if shares else None,
         }
     first = rows[0]
-    return {"recipe": first["recipe"], "profile": first["profile"], "test_images": num_test_images, "k": by_k}
+    return {
+        "recipe": first["recipe"],
+        "profile": first["profile"],
+        "test_images": num_test_images,
+        "test_groups": num_test_groups,
+        "test_clean_images": num_test_clean,
+        "k": by_k,
+    }
 
 
 def worth(real: dict[int, float], k: int, score: float) -> dict[str, Any] | None:
     """How many more real defects per class would raise the arm `real` from K to `score`, read off its curve over K.
 
-    `real` maps K to a mean mAP50-95. defects: the number, 0 where `score` is no gain; at_least: whether the curve ends
-    below, so that it is more. None where the curve does not go on from K.
+    `real` maps K to a mean mAP50-95; between two K it rises with the logarithm, as gains diminish. defects: the number,
+    0 where `score` is no gain; at_least: whether the curve ends below, so that it is more. None where the curve does
+    not go on from K.
     """
     above = [other for other in sorted(real) if other >= k]
     if k not in real or len(above) < 2:
@@ -60,24 +82,39 @@ def worth(real: dict[int, float], k: int, score: float) -> dict[str, Any] | None
     for low, high in pairwise(above):
         if real[high] >= score:
             share = (score - real[low]) / (real[high] - real[low])
-            return {"defects": low + share * (high - low) - k, "at_least": False}
+            return {"defects": low * (high / low) ** share - k, "at_least": False}
     return {"defects": float(above[-1] - k), "at_least": True}
 
 
-def _worth(real: dict[int, float], k: int, gain: dict[str, Any] | None) -> dict[str, Any] | None:
-    """What a gain over `real` is worth, and the ends of its interval, each as `worth` gives it."""
-    if gain is None or worth(real, k, 0.0) is None:
+def _worth(real: dict[int, dict[int, float]], own: dict[int, float], k: int) -> dict[str, Any] | None:
+    """What `own`, the scores of `real+defectgen` by seed, is worth; `real`: those of `real` by K and seed.
+
+    low, high: the largest number of further real defects that it is shown to be better than, and the least that is
+    shown to be better than it, by the 95 % interval of the differences to the curves, draw by draw (the test turned
+    round, as in Fieller, J. R. Stat. Soc. B 1954): the spread of the curve is in it as that of the gain. None with one
+    seed.
+    """
+    seeds = sorted(set(own) & set(real[k]))
+    # Means over all of these draws, where there are all of them: others would shift the curve.
+    curve = {other: of_k for other, of_k in sorted(real.items()) if other >= k and seeds and of_k.keys() >= set(seeds)}
+    means = {other: float(np.mean([of_k[seed] for seed in seeds])) for other, of_k in curve.items()}
+    found = worth(means, k, float(np.mean([own[seed] for seed in seeds]))) if seeds else None
+    if found is None:
         return None
+    if len(seeds) < FEWEST_SEEDS:
+        return {"mean": found, "low": None, "high": None}
+    numbers = np.arange(max(curve) - k + 1)
+    logs = np.log(list(curve))
+    at = [np.interp(np.log(k + numbers), logs, [of_k[seed] for of_k in curve.values()]) for seed in seeds]
+    ends = [paired_interval([own[seed] - of[n] for seed, of in zip(seeds, at, strict=True)])[1:] for n in numbers]
+    # Outwards to whole numbers; equal but for rounding is equal.
+    below = next((int(n) - 1 for n in numbers if ends[n][0] <= 1e-9), None)
+    above = next((int(n) + 1 for n in numbers[::-1] if ends[n][1] >= -1e-9), 0)
+    last = int(numbers[-1])
     return {
-        end: None if points is None else worth(real, k, real[k] + points / 100)
-        for end, points in ((end, gain[end]) for end in ("mean", "low", "high"))
-    }
-
-
-def _curve(real: dict[int, dict[int, float]], seeds: set[int]) -> dict[int, float]:
-    """Means over the `seeds` by K, where there are all of them: other draws would shift the curve."""
-    return {
-        k: float(np.mean([of_k[seed] for seed in seeds])) for k, of_k in real.items() if seeds and seeds <= of_k.keys()
+        "mean": found,
+        "low": {"defects": float(last if below is None else max(below, 0)), "at_least": below is None},
+        "high": {"defects": float(min(above, last)), "at_least": above > last},
     }
 
 
@@ -117,7 +154,12 @@ def sentences(summary: dict[str, Any]) -> list[str]:
             mean, low, high = (of_k["worth"][end] for end in ("mean", "low", "high"))
             worth_it = "Worth" if of_k["verdict"]["finding"] == "helps" else "The gain over real images alone is worth"
             line += f" {worth_it} {'' if mean['at_least'] else 'about '}{_defects(mean)} more real defects per class"
-            line += f" (95 % interval of the gain: {_defects(low)} to {_defects(high)})."
+            line += f" (95 % interval: {_defects(low)} to {_defects(high)})."
+        if (of_k.get("drawn") or 0) > MOST_DRAWN:
+            line += (
+                f" A draw takes {of_k['drawn']:.0%} of the images there are to draw from: draws so alike differ less "
+                "than new ones would, so the intervals are too narrow."
+            )
         lines.append(line)
     return lines
 
@@ -134,7 +176,7 @@ def diagnostics_lines(summary: dict[str, Any]) -> list[str]:
             figures = []
             if nearest is not None and copies is not None:
                 figures.append(
-                    f"{nearest:.2f} of the distance between real defects to the nearest one, {copies:.1%} copies"
+                    f"{nearest:.2f} of the distance between real defects to the nearest one, {copies:.1%} near copies"
                 )
             if kid is not None:
                 figures.append(f"KID {kid:.3f}")
@@ -163,9 +205,12 @@ def bench_table(summary: dict[str, Any]) -> Table:
     """One row per K and arm: means over the seeds in percent, half their intervals, and the gain over the arm."""
     from rich.table import Table
 
+    caption = "+-: half of the 95 % interval over the seeds. gain: real+defectgen over the arm, mAP50-95, paired."
+    if summary["test_clean_images"]:
+        caption += f" {alarms_caption(summary['test_clean_images'])}."
     table = Table(
         title=f"{summary['recipe']} ({summary['profile']}): YOLO on {summary['test_images']} real held-out images",
-        caption="+-: half of the 95 % interval over the seeds. gain: real+defectgen over the arm, mAP50-95, paired.",
+        caption=caption,
     )
     table.add_column("K", justify="right")
     table.add_column("arm")

@@ -14,8 +14,7 @@ from defectgen.errors import DefectgenError, RunError
 from defectgen.report import charts
 from defectgen.report.misses import alarm_pictures, judged, miss_pictures
 from defectgen.yolo.arm_files import written_digest
-from defectgen.yolo.evaluate import FALSE_ALARMS_PER_CLEAN_IMAGE
-from defectgen.yolo.results import FIGURE_NAMES, SCORES
+from defectgen.yolo.results import FIGURE_NAMES, SCORES, alarms_caption
 from defectgen.yolo.verdict import FEWEST_SEEDS, OWN_ARM, paired_interval
 
 
@@ -57,7 +56,7 @@ def detector_parts(results: dict[str, Any], yolo: Path) -> tuple[dict[str, Any],
                 for arm, entry in arms.items()
             ],
             "best": results["best"]["arm"],
-            "at_fp": _at_fp(results),
+            "at_fp": alarms_caption(results["test_clean_images"]),
             "intervals": any(len(entry["seeds"]) >= FEWEST_SEEDS for entry in arms.values()),
             "test": f"{results['test_images']} real held-out images, {results['test_clean_images']} of them clean",
         },
@@ -99,16 +98,6 @@ def _misses(results: dict[str, Any], yolo: Path) -> dict[str, Any] | None:
         "missed": miss_pictures(yolo, one, class_names),
         "alarms": alarm_pictures(yolo, one, class_names),
     }
-
-
-def _at_fp(results: dict[str, Any]) -> str | None:
-    """What recall@FP means with so many clean test images."""
-    count = results["test_clean_images"]
-    if not count:
-        return None
-    allowed = max(int(count * FALSE_ALARMS_PER_CLEAN_IMAGE + 1e-9), 1)
-    alarms = f"{allowed} false alarm{'s' if allowed > 1 else ''}"
-    return f"recall@FP: share of defects found with {alarms} on the {count} clean test images"
 
 
 def bench_rows(summary: dict[str, Any]) -> list[dict[str, Any]]:

@@ -26,6 +26,7 @@ from defectgen.report.answer import Answer, answer_of, is_stale, rival_of, unriv
 from defectgen.report.detectors import bench_charts, bench_rows, detector_parts
 from defectgen.report.synthetic import set_parts
 from defectgen.run import read_sources
+from defectgen.yolo.results import alarms_caption
 from defectgen.yolo.verdict import OWN_ARM
 
 REPORT_NAME = "report.html"
@@ -157,6 +158,8 @@ def _of_bench(benches: Sequence[Path], progress: Progress) -> dict[str, Any]:
             break
     context["repeat"] = _bench_repeated(summary, rows, recipe)
     context["bench"] = bench_rows(summary)
+    # A bench of an earlier version does not say how many clean images it was judged on.
+    context["at_fp"] = alarms_caption(summary.get("test_clean_images") or 0)
     context["charts"] |= bench_charts(rows, path.parent)
     context["notes"] = diagnostics_lines(summary)
     context["answer"] = _bench_answer(summary, rows, path.parent)

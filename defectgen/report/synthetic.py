@@ -69,10 +69,13 @@ def _notes(figures: dict[str, Any], compared: int) -> list[str]:
         notes.append(
             f"The first {compared} synthetic defects are {figures['nearest_real']:.2f} times as far from their nearest "
             "real one as real defects are from each other (median, in the class check's features); "
-            f"{figures['copies']:.1%} are copies (below {COPY:g})."
+            f"{figures['copies']:.1%} are nearer than {COPY:g} of that. The place counts, too: of real defects pasted "
+            "elsewhere as they are, few are nearer."
         )
     if figures["kid"] is not None:
-        notes.append(f"KID of synthetic against real windows: {figures['kid']:.3f} (0: alike).")
+        notes.append(
+            f"KID of synthetic windows against the real ones that they follow: {figures['kid']:.3f} (0: alike)."
+        )
     return notes
 
 

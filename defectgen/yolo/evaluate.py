@@ -25,6 +25,14 @@ MAX_DETECTIONS = 300
 DETECTIONS_FILE, KEPT_CONFIDENCE, KEPT_PER_TILE = "detections.json", 0.01, 50
 
 
+def allowed_alarms(num_clean_images: int, alarms_per_image: float = FALSE_ALARMS_PER_CLEAN_IMAGE) -> int:
+    """How many false alarms a level allows on so many clean images: one at least, since none at all would make recall
+    hang on the single worst of them.
+    """
+    # The small number keeps 0.01 * 300 from falling below 3.
+    return max(int(num_clean_images * alarms_per_image + 1e-9), 1)
+
+
 def recall_at_false_alarms(
     *,
     hits: Sequence[np.ndarray],
@@ -36,9 +44,8 @@ def recall_at_false_alarms(
 ) -> tuple[float, float] | None:
     """Recall at the lowest threshold with at most `alarms_per_image` false alarms per clean image, and the threshold.
 
-    A false alarm is one detection on a clean image. Where the clean images are too few for a whole one, one is allowed:
-    none at all would make the figure hang on the single worst of them. Detections count where their confidence is above
-    the threshold returned; it is 0 where the clean images would bear every detection.
+    A false alarm is one detection on a clean image; see `allowed_alarms`. Detections count where their confidence is
+    above the threshold returned; it is 0 where the clean images would bear every detection.
 
     Args:
         hits: per test file, bool (N,): the detection finds a defect of its class at IoU 0.5 that none with a higher
@@ -51,8 +58,7 @@ def recall_at_false_alarms(
     if not num_clean_images or not num_defects:
         return None
     alarms = np.concatenate([np.zeros(0), *(conf for conf, clean in zip(confidences, is_clean, strict=True) if clean)])
-    # The small number keeps 0.01 * 300 from falling below 3.
-    allowed = max(int(num_clean_images * alarms_per_image + 1e-9), 1)
+    allowed = allowed_alarms(num_clean_images, alarms_per_image)
     threshold = float(np.sort(alarms)[::-1][allowed]) if len(alarms) > allowed else 0.0
     found = sum(int(hit[conf > threshold].sum()) for hit, conf in zip(hits, confidences, strict=True))
     return found / num_defects, threshold

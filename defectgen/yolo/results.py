@@ -64,6 +64,7 @@ def collect_results(
     best = max(choice, key=lambda name: arms[name]["mean"][score])
     first = results[best][0]
     test_images = len({sample.image.path for sample in plan.test})
+    test_groups = len({sample.image.group for sample in plan.test if sample.image.annotations})
     scores = {name: {run["seed"]: run["metrics"][score] for run in runs} for name, runs in results.items()}
     verdict = judge(scores, figure=FIGURE_NAMES[score], alone=config.real_share == 0)
     return {
@@ -74,11 +75,14 @@ def collect_results(
         "versions": first["versions"],
         "classes": list(class_names),
         "test_images": test_images,
+        "test_groups": test_groups,
         "test_files": len(plan.test),
         "test_clean_images": plan.num_clean_images,
         "test_imgsz": plan.test_imgsz,
         "arms": arms,
-        "verdict": None if verdict is None else verdict.to_json(test_images),
+        "verdict": None
+        if verdict is None
+        else verdict.to_json(verdict.sentence(test_images, num_test_groups=test_groups)),
         "best": {"arm": best, "seed": first["seed"], "weights": first["weights"]},
     }
 
@@ -135,6 +139,16 @@ def verdict_line(results: dict[str, Any]) -> str:
     return str(results["verdict"]["sentence"])
 
 
+def alarms_caption(num_clean_images: int) -> str | None:
+    """What recall@FP means with so many clean test images; None with none of them."""
+    from defectgen.yolo.evaluate import allowed_alarms
+
+    if not num_clean_images:
+        return None
+    alarms = "1 false alarm" if (allowed := allowed_alarms(num_clean_images)) == 1 else f"{allowed} false alarms"
+    return f"recall@FP: share of defects found with {alarms} on the {num_clean_images} clean test images"
+
+
 def results_tables(results: dict[str, Any]) -> list[Table]:
     """The arms, and with several classes each class's AP50 in every arm: means over the seeds, in percent; a dash where
     the test set cannot tell. Two, as one with a column per class is wider than a terminal.
@@ -147,7 +161,7 @@ def results_tables(results: dict[str, Any]) -> list[Table]:
     by_arm = Table(
         "arm",
         title=f"YOLO on {results['test_images']} real held-out images, {seeds}, percent",
-        caption="recall@FP: share of defects found at one false alarm per 100 clean images, at least one",
+        caption=alarms_caption(results["test_clean_images"]),
     )
     means = {name: arm["mean"] for name, arm in results["arms"].items()}
     figures = [

@@ -235,9 +235,13 @@ def _fingerprint(job: dict[str, Any], arm_digest: str) -> str:
     """
     portable = {key: value for key, value in job.items() if key not in _NOT_TRAINED_WITH}
     model = sha256_file(Path(job["model"])) if job["model"].endswith(".pt") else job["model"]
+    return hashlib.sha256(to_json([portable, model, arm_digest, computed_by()])).hexdigest()
+
+
+def computed_by() -> list[str | bool]:
+    """Device, precision and packages: of other ones, weights differ in more than their last bits."""
     device = best_device()
-    computed_by = [device.type, bf16_pays(device), *(version(name) for name in ("torch", "ultralytics"))]
-    return hashlib.sha256(to_json([portable, model, arm_digest, computed_by])).hexdigest()
+    return [device.type, bf16_pays(device), *(version(name) for name in ("torch", "ultralytics"))]
 
 
 def _run_or_keep(

@@ -15,6 +15,8 @@ REAL_ARM, COPIES_ARM = "real", "real+copy-paste"
 # What more real data would give: no rival, since a user who had it would need no synthetic data.
 CEILING = "full-real"
 FEWEST_SEEDS = 2
+# Of so few test groups (parts, boards, positions), or fewer, a verdict names them: no interval covers other ones.
+FEW_GROUPS = 5
 CONFIDENCE = 0.95
 
 Finding = Literal["helps", "no difference shown", "hurts"]
@@ -76,8 +78,14 @@ class Verdict:
         no_real = self.finding == "helps" and self.over_real is None
         return rival if rival != REAL_ARM and (no_real or self.finding == "hurts") else None
 
-    def sentence(self, num_test_images: int, over: str = "trainings on the same real images") -> str:
-        """One sentence to forward; `over`: what the seeds differ in."""
+    def sentence(
+        self,
+        num_test_images: int,
+        over: str = "trainings on the same real images",
+        *,
+        num_test_groups: int | None = None,
+    ) -> str:
+        """One sentence to forward; `over`: what the seeds differ in. Of few test groups it gives the number."""
         rival = self.decided_by.against
         doing = "training on the synthetic images alone" if self.alone else "adding the synthetic images"
         doing_so = doing[0].upper() + doing[1:]
@@ -91,16 +99,18 @@ class Verdict:
             than = "better" if self.finding == "helps" else "worse"
             what = f"{doing_so} is {than} than {rival.removeprefix('real+')}"
         decided = self.decided_by.phrase(f", over {self.decided_by.num_seeds} {over}")
-        line = f"{what}: on {num_test_images} real held-out images {self.figure} changes by {decided}"
+        images = f"{num_test_images} real held-out images"
+        if num_test_groups is not None and num_test_groups <= FEW_GROUPS:
+            images += f" of {num_test_groups} group{'s' if num_test_groups > 1 else ''} alone,"
+        line = f"{what}: on {images} {self.figure} changes by {decided}"
         if self.over_real is not None:
             line += f", and by {self.over_real.phrase()}"
         if self.left_out:
             line += f"; not compared for want of seeds: {', '.join(self.left_out)}"
         return line + "."
 
-    def to_json(self, num_test_images: int, over: str | None = None) -> dict[str, Any]:
+    def to_json(self, sentence: str) -> dict[str, Any]:
         """For results.json and bench.json, with its sentence."""
-        sentence = self.sentence(num_test_images, over) if over else self.sentence(num_test_images)
         return {
             **asdict(self),
             "left_out": list(self.left_out),

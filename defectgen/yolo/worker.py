@@ -154,7 +154,6 @@ def _train(job: dict[str, Any], *, device: str, precision: str, emit: Emit, log:
     closing = _CloseMosaic(round((1 - _WITHOUT_MOSAIC) * job["iterations"]))
     if job["mosaic"] > 0 and job["task"] != "classify":
         trainer.add_callback("on_train_batch_start", closing.at_batch)
-        trainer.add_callback("on_train_epoch_start", closing.at_epoch)
     if device == "cpu":
         # After the EMA copy was made: what is saved stays a plain float model.
         trainer.add_callback("on_train_start", lambda trainer: _speed_up_on_cpu(trainer.model, precision))
@@ -227,20 +226,19 @@ class _CloseMosaic:
     """Ends mosaics at one iteration in every arm: ultralytics would count epochs, which arms have of unequal length."""
 
     def __init__(self, iteration: int) -> None:
-        self.iteration, self.workers_know = iteration, True
+        self.iteration = iteration
         self.ended_at: int | None = None
 
     def at_batch(self, trainer: Any) -> None:
         if trainer.arm_iteration == self.iteration:
             trainer._close_dataloader_mosaic()
+            loader = trainer.train_loader
+            # Loaders in processes of their own hold copies of the data set, and batches of mosaics made ahead.
+            if loader.num_workers:
+                loader.reset()
+                # Within an epoch it goes on by the iterator that it has; newer releases of ultralytics leave it none.
+                loader.iterator = loader.iterator or loader._get_iterator()
             self.ended_at = trainer.arm_iteration
-            self.workers_know = False
-
-    def at_epoch(self, trainer: Any) -> None:
-        # Loaders in processes of their own hold copies of the data set.
-        if not self.workers_know:
-            trainer.train_loader.reset()
-            self.workers_know = True
 
 
 def _speed_up_on_cpu(model: Any, precision: str) -> None:

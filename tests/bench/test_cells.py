@@ -46,7 +46,7 @@ class Runs:
             metrics["curves"] = {"precision_over_recall": [[0, 1], [1, 0]], "recall_over_false_alarms": []}
             run = {"metrics": metrics, "training": {"iterations": 7}, "device": "cpu", "date": "2026-01-01"}
             arms[arm] = {"seeds": [run]}
-        results = {"arms": arms, "test_images": 12}
+        results = {"arms": arms, "test_images": 12, "test_groups": 3, "test_clean_images": 4}
         (out / "yolo").mkdir(parents=True, exist_ok=True)
         (out / "yolo/results.json").write_text(json.dumps(results))
         return results
@@ -248,7 +248,13 @@ def test_settings_are_the_same_wherever_the_data_lie(
     assert cells.settings_digest(moved(model="~/here.pt", arms=["real"])) == digests[0]
     elsewhere = recipe.data.model_copy(update={"root": str(tmp_path), "per_class": 7})
     again = recipe.model_copy(update={"data": elsewhere, "seed": 9})
-    assert cells.settings_digest(again) == cells.settings_digest(recipe) != cells.settings_digest(moved(batch=3))
+    before = cells.settings_digest(recipe)
+    assert cells.settings_digest(again) == before != cells.settings_digest(moved(batch=3))
+    # What another version fitted or judged, or another device trained, does not stand in one table with it.
+    for name, value in (("FIT_VERSION", 0), ("JUDGING_VERSION", 0), ("computed_by", lambda: ["cuda"])):
+        with monkeypatch.context() as patched:
+            patched.setattr(cells, name, value)
+            assert cells.settings_digest(recipe) != before
 
 
 def test_arm_of_a_seed_more_than_the_others_is_drawn(recipe: Recipe, tmp_path: Path, runs: Runs) -> None:

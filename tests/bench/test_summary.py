@@ -76,12 +76,12 @@ def test_worth_is_said_of_what_is_better_than_real_images_for_certain() -> None:
 
 def test_worth_is_read_off_the_curve_of_the_same_draws() -> None:
     both = rows(5, real=(0.1, 0.3), own=(0.15, 0.35)) + rows(10, real=(0.2, 0.4))
-    assert summarise(both, num_test_images=9)["k"]["5"]["worth"]["mean"]["defects"] == pytest.approx(2.5)
+    assert summarise(both, num_test_images=9)["k"]["5"]["worth"]["mean"]["defects"] == pytest.approx(5 * 2**0.5 - 5)
     # One draw of the second: its curve is another one.
     lacking = [one for one in both if (one["k"], one["seed"]) != (10, 0)]
     assert summarise(lacking, num_test_images=9)["k"]["5"]["worth"] is None
     further = lacking + rows(20, real=(0.3, 0.5))
-    assert summarise(further, num_test_images=9)["k"]["5"]["worth"]["mean"]["defects"] == pytest.approx(15 * 5 / 20)
+    assert summarise(further, num_test_images=9)["k"]["5"]["worth"]["mean"]["defects"] == pytest.approx(5 * 4**0.25 - 5)
 
 
 def test_points_of_the_curve_of_real_images_are_not_said_to_lack_a_verdict() -> None:
@@ -102,8 +102,8 @@ def test_one_seed_has_no_interval_and_an_unanswered_figure_is_none() -> None:
 
 def test_worth_in_real_defects_is_read_off_the_real_curve() -> None:
     real = {5: 0.10, 10: 0.20, 20: 0.30}
-    assert worth(real, 5, 0.25) == {"defects": pytest.approx(10), "at_least": False}
-    assert worth(real, 5, 0.15) == {"defects": pytest.approx(2.5), "at_least": False}
+    assert worth(real, 5, 0.25) == {"defects": pytest.approx(10 * 2**0.5 - 5), "at_least": False}
+    assert worth(real, 5, 0.15) == {"defects": pytest.approx(5 * 2**0.5 - 5), "at_least": False}
     assert worth(real, 10, 0.5) == {"defects": 10, "at_least": True}
     assert worth(real, 10, 0.2) == {"defects": 0, "at_least": False}
     # The end of the curve has nothing to compare with.
@@ -113,10 +113,33 @@ def test_worth_in_real_defects_is_read_off_the_real_curve() -> None:
 def test_worth_is_in_the_sentence_with_its_interval() -> None:
     curve = rows(5, real=(0.1,) * 3) + rows(10, real=(0.15,) * 3) + rows(20, real=(0.25,) * 3)
     sure = sentences(summarise(curve + rows(5, own=(0.2,) * 3), num_test_images=9))[0]
-    assert sure.endswith("Worth about 10 more real defects per class (95 % interval of the gain: 10 to 10).")
-    # A gain of 10 points, give or take 12.7 * 0.5.
+    # 5 + 9.1 defects: outwards to whole ones.
+    assert sure.endswith("Worth about 9 more real defects per class (95 % interval: 9 to 10).")
+    # A gain of 10 points, give or take 12.7 * 0.5: more than the curve's 3.65 to 4 defects, and than its end.
     spread = sentences(summarise(curve + rows(5, own=(0.195, 0.205)), num_test_images=9))[0]
-    assert spread.endswith("Worth about 10 more real defects per class (95 % interval of the gain: 4 to over 15).")
+    assert spread.endswith("Worth about 9 more real defects per class (95 % interval: 3 to over 15).")
+
+
+def test_spread_of_the_real_curve_is_in_the_interval_of_the_worth() -> None:
+    own = rows(10, real=(0.1, 0.1, 0.1), own=(0.13, 0.131, 0.129))
+    steep = summarise(own + rows(30, real=(0.15, 0.15, 0.15)), num_test_images=9)["k"]["10"]["worth"]
+    unsure = summarise(own + rows(30, real=(0.22, 0.08, 0.15)), num_test_images=9)["k"]["10"]["worth"]
+    assert steep["mean"] == unsure["mean"] and not steep["high"]["at_least"]
+    # A curve that is not shown to rise names no number of defects that would do as much.
+    assert unsure["high"] == {"defects": 20, "at_least": True} and unsure["low"]["defects"] < steep["low"]["defects"]
+
+
+def test_verdict_names_few_test_groups_and_draws_that_are_alike() -> None:
+    both = [one | {"images": 27, "pool": 31} for one in rows(real=(0.2, 0.21), own=(0.3, 0.31))]
+    (said,) = sentences(summarise(both, num_test_images=148, num_test_groups=1))
+    assert ": on 148 real held-out images of 1 group alone, mAP50-95 changes by" in said
+    assert said.endswith(
+        "A draw takes 87% of the images there are to draw from: draws so alike differ less than new "
+        "ones would, so the intervals are too narrow."
+    )
+    few = [one | {"images": 12, "pool": 327} for one in both]
+    (said,) = sentences(summarise(few, num_test_images=148, num_test_groups=6))
+    assert ": on 148 real held-out images mAP50-95 changes by" in said and "A draw takes" not in said
 
 
 def test_sets_are_described_beside_the_verdict_with_the_copies_to_read_them_by() -> None:
@@ -131,9 +154,9 @@ def test_sets_are_described_beside_the_verdict_with_the_copies_to_read_them_by()
         {"k": 10, "seed": 1, "sets": {"real+defectgen": generated[1]}, "label_agreement": {"map50": 0.715}},
     ]
     assert diagnostics_lines(summary) == [
-        "K = 10, the sets: defectgen: 0.50 of the distance between real defects to the nearest one, 1.0% copies, KID "
-        "0.020, 30% of the tries refused; copy-paste: 0.10 of the distance between real defects to the nearest one, "
-        "90.0% copies; a detector of all real images finds the generated defects with mAP50 71.5."
+        "K = 10, the sets: defectgen: 0.50 of the distance between real defects to the nearest one, 1.0% near copies, "
+        "KID 0.020, 30% of the tries refused; copy-paste: 0.10 of the distance between real defects to the nearest one, "
+        "90.0% near copies; a detector of all real images finds the generated defects with mAP50 71.5."
     ]
     assert diagnostics_lines(summary | {"diagnostics": []}) == []
 

@@ -76,6 +76,72 @@ for imgsz in (64, 128):
 print(json.dumps(shown))
 """
 
+# Four test files, a detector that sees much in each, and a clock by which every look at it takes an hour.
+_EVALUATE_SLOWLY = """
+import itertools, json, sys
+from pathlib import Path
+from types import SimpleNamespace
+import torch
+from ultralytics import YOLO
+from ultralytics.utils import nms
+from defectgen.yolo.evaluate import evaluate
+
+folder = Path(sys.argv[1])
+model = YOLO("yolo11n.yaml")
+for branch in model.model.model[-1].cv3:
+    branch[-1].bias.data += 12
+model.save(folder / "weights.pt")
+hours = itertools.count()
+nms.time = SimpleNamespace(time=lambda: 3600 * next(hours))
+evaluate(
+    folder / "weights.pt",
+    task="detect",
+    data=folder / "data.yaml",
+    imgsz=64,
+    trained_imgsz=64,
+    batch=4,
+    device="cpu",
+    class_names=["pit"],
+    clean_stems=["0", "1"],
+    num_clean_images=2,
+    save_dir=folder,
+    on_start=lambda validator: None,
+)
+assert next(hours) > 4
+print(json.dumps({name: len(found) for name, found in json.loads((folder / "detections.json").read_text()).items()}))
+"""
+
+# The data set of a loader with a process of its own, which makes batches ahead, as ultralytics' trainer closes mosaics.
+_CLOSE_MOSAIC = """
+import json
+from types import SimpleNamespace
+from ultralytics.data.build import InfiniteDataLoader
+from defectgen.yolo.worker import _CloseMosaic
+
+class Mosaics:
+    mosaic = True
+    def __len__(self):
+        return 40
+    def __getitem__(self, number):
+        return self.mosaic
+
+def main():
+    for workers in (0, 1):
+        data = Mosaics()
+        loader = InfiniteDataLoader(data, batch_size=2, num_workers=workers)
+        trainer = SimpleNamespace(train_loader=loader, arm_iteration=-1)
+        trainer._close_dataloader_mosaic = lambda: setattr(data, "mosaic", False)
+        closing, seen = _CloseMosaic(5), []
+        for batch in loader:
+            trainer.arm_iteration += 1
+            closing.at_batch(trainer)
+            seen.append(bool(batch.any()))
+        print(json.dumps([seen, closing.ended_at]))
+
+if __name__ == "__main__":
+    main()
+"""
+
 
 def _recall(clean_confidences, num_clean_images, **settings):
     """Two defective files with four defects, one clean file."""
@@ -149,6 +215,28 @@ def test_crops_are_classified_in_batches_that_change_nothing(tmp_path):
     # found whose share of clean is as low as that of the clean crop which raises it.
     assert [row["accuracy"] for row in one[1]["per_class"]] == [0, 1]
     assert one[1]["recall_at_fp"] == 0.25
+
+
+def test_no_test_image_is_taken_for_empty_because_the_machine_is_slow(tmp_path):
+    for name in ("images", "labels"):
+        (tmp_path / name).mkdir()
+    for number in range(4):
+        assert cv2.imwrite(str(tmp_path / f"images/{number}.png"), np.full((64, 64, 3), 100 + number, np.uint8))
+        (tmp_path / f"labels/{number}.txt").write_text("0 0.5 0.5 0.2 0.2\n" if number > 1 else "")
+    (tmp_path / "data.yaml").write_text('{"train": "images", "val": "images", "names": ["pit"]}')
+    ran = subprocess.run(
+        [sys.executable, "-c", _EVALUATE_SLOWLY, str(tmp_path)], capture_output=True, text=True, check=True
+    )
+    found = json.loads(ran.stdout.splitlines()[-1])
+    assert sorted(found) == ["0", "1", "2", "3"] and min(found.values()) > 0
+
+
+def test_mosaics_end_at_once_where_loaders_have_processes_of_their_own(tmp_path):
+    script = tmp_path / "close_mosaic.py"
+    script.write_text(_CLOSE_MOSAIC)
+    ran = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=True)
+    # The batch in hand at iteration 5 was made before.
+    assert [json.loads(line) for line in ran.stdout.splitlines()[-2:]] == [[[True] * 6 + [False] * 14, 5]] * 2
 
 
 @pytest.mark.long

@@ -83,8 +83,15 @@ def test_means_over_seeds_leave_out_what_is_not_known():
 def test_tables_show_percent_and_a_dash_for_the_unknown():
     runs = [_run(0.4, None)]
     arms = {name: {"seeds": runs, "mean": mean_metrics(runs)} for name in ("real", "real+copy-paste")}
-    results = {"arms": arms, "classes": ["scratch", "spot"], "test_images": 3, "best": {"arm": "real"}}
+    results = {
+        "arms": arms,
+        "classes": ["scratch", "spot"],
+        "test_images": 3,
+        "test_clean_images": 75,
+        "best": {"arm": "real"},
+    }
     by_arm, by_class = results_tables(results)
+    assert by_arm.caption == "recall@FP: share of defects found with 1 false alarm on the 75 clean test images"
     assert [list(column.cells) for column in by_arm.columns] == [
         ["real", "real+copy-paste"],
         *[[n] * 2 for n in ("40.0", "20.0", "–")],
