@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast, get_args
 
@@ -48,7 +49,9 @@ Focus = Annotated[
 ]
 RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe file, as in recipes/.")]
 Out = Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Run folder. Default: runs/<recipe name>.")]
-Set = Annotated[list[str] | None, typer.Option("--set", metavar="A.B=VALUE", help="Override a recipe field.")]
+Set = Annotated[
+    list[str] | None, typer.Option("--set", metavar="A.B=VALUE", help="Override a recipe field; repeatable.")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Machine-readable result on stdout.")]
 DataFormat = Annotated[
     str | None, typer.Option("--format", help="Of the annotations, where a folder can be read in more than one way.")
@@ -175,7 +178,9 @@ def init(
             raise UsageError(f"{path}: is there already; name another --recipe, or --overwrite to replace it")
         layout, others = _looked_at(folder, data_format)
         _require_utf8(*layout.notes)
-        text, sources = draft(folder, layout, ProgressLines(stderr, log_file=log_file, verbose=verbose))
+        text, sources = draft(
+            folder, layout, ProgressLines(stderr, log_file=log_file, verbose=verbose), recipe_path=path
+        )
         write_bytes_atomic(path, text.encode())
         errors = [str(problem) for problem in sources.problems if problem.severity == "error"]
         marks = sum(len(image.annotations) for image in sources.train_pool)
@@ -194,6 +199,14 @@ def init(
             )
             for other in others:
                 stdout.print(f"can be read as {other.data['format']}, too: --format {other.data['format']}")
+            for problem in sources.problems:
+                if problem.path == "data.group_pattern":
+                    stdout.print(f"look at group_pattern in it: it {problem.reason}", markup=False, highlight=False)
+            if not sources.train_clean:
+                stdout.print(
+                    "there is no clean image: defects would be added to the marked ones (data.base: defective)"
+                )
+            stderr.print(f"next: defectgen check {path}", markup=False, soft_wrap=True, highlight=False)
             stdout.print(str(path), markup=False, soft_wrap=True, highlight=False)
 
 
@@ -229,6 +242,11 @@ def check(
             demo = Path(scratch) / "demo"
             sources, layout = _read(path, data_format, overrides, out, demo, progress, split=True)
             sources = look_closely(sources, progress)
+            if layout is None:
+                from defectgen.yolo.train import faults_of_model
+
+                faults = faults_of_model(_load(path, overrides, out)[0].train_yolo, sources)
+                sources = replace(sources, problems=(*sources.problems, *faults))
             summary = summarise(sources, progress)
         notes = [*layout.notes] if layout else []
         if layout and layout.aside:
@@ -376,6 +394,10 @@ def verify(
 
         progress = ProgressLines(stderr, log_file=log_file, verbose=verbose)
         folder = dataset / "dataset" if (dataset / "dataset").is_dir() else dataset
+        if not (folder / "manifest.jsonl").is_file() and not (folder / "images").is_dir():
+            raise UsageError(
+                f"{dataset}: holds no data set of `synth`; name one, or its run folder, as in runs/housing"
+            )
         problems = [str(problem) for problem in verify_dataset(folder, progress)]
         theirs: dict[str, Any] = {}
         if not problems:
@@ -474,7 +496,7 @@ def train_yolo(
 ) -> None:
     """Train YOLO11 per arm and judge it on held-out real parts, making what is missing first."""
     with _reported(_command(), log_file):
-        chosen = [f"train_yolo.arms=[{arms}]"] if arms else []
+        chosen = [f"train_yolo.arms=[{arms}]"] if arms is not None else []
         recipe, folder = _load(recipe_path, [*(overrides or []), *chosen], out, focus)
         from defectgen.run import available_cores, run_train_yolo
 
@@ -664,6 +686,13 @@ def schema() -> None:
     sys.stdout.write(json_schema() + "\n")
 
 
+def _terminated(*_: Any, command: int = os.getpid()) -> None:
+    # Not by each of its processes; and by the descriptor, as the signal may come amid a print.
+    if os.getpid() == command:
+        os.write(2, b"\nended by SIGTERM; what is done is kept: the same command goes on\n")
+    sys.exit(143)
+
+
 def main() -> None:
     """The console script. Wrong usage exits with 2, as typer does."""
     # Read when torch loads: threads that wait for each other soon sleep instead of spinning, so that two jobs on one
@@ -674,7 +703,7 @@ def main() -> None:
         if hasattr(stream, "reconfigure"):  # Windows consoles and pipes may not be UTF-8.
             stream.reconfigure(encoding="utf-8", errors="replace")
     # So that what is under way ends as it does by Ctrl-C: its processes, too.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    signal.signal(signal.SIGTERM, _terminated)
     try:
         app()
     except UsageError as error:  # pragma: no cover - commands report their own

@@ -51,6 +51,19 @@ MODELS_TRIED, TURNS_TRIED = 8, 6
 # So many of these searches without a place are made for a class on one image: the next would take as long.
 SEARCHES = 4
 
+_LESS_STRICT = "fit longer (generator.steps), or lower screen.min_probability"
+# By the reason of the refusals, where all tries for an image were refused.
+_REMEDIES = {
+    NO_PLACE: "add clean images, set place.flip or place.quarter_turns, or lower place.per_image",
+    "taken for clean": _LESS_STRICT,
+    "taken for another class": _LESS_STRICT,
+    "cut off by its region": "fit longer (generator.steps), or lower inpaint.strength",
+    "no visible change": "fit longer (generator.steps), or lower labels.min_change",
+    "fainter than real ones": "fit longer (generator.steps), or lower screen.min_contrast",
+    "smaller than asked": "fit longer (generator.steps), or lower labels.min_area_fraction",
+    "overlaps another label": "lower place.per_image, or raise place.max_overlap",
+}
+
 
 # A refused drawing: why, and its window before and after, both uint8 (p, p, 3) at the generator's scale.
 Watch = Callable[[Rejection, np.ndarray, np.ndarray], None]
@@ -96,11 +109,11 @@ def compose(recipe: Recipe, sources: Sources, studio: Studio, index: int, *, wat
     reasons: dict[str, int] = {}
     for one in rejected:
         reasons[one.reason] = reasons.get(one.reason, 0) + 1
-    listed = ", ".join(f"{count} x {reason}" for reason, count in sorted(reasons.items(), key=lambda pair: -pair[1]))
+    often = sorted(reasons, key=lambda reason: -reasons[reason])
+    listed = ", ".join(f"{reasons[reason]} x {reason}" for reason in often)
     raise RunError(
-        f"image {index}: no defect was accepted on {recipe.synth.max_tries} clean images ({listed}); "
-        "look at `defectgen synth RECIPE --preview 8`, fit longer (generator.steps), or screen less "
-        "(screen.min_probability, screen.min_contrast, labels.min_change)"
+        f"image {index}: no defect was accepted on {recipe.synth.max_tries} clean images ({listed}); look at "
+        f"`defectgen synth RECIPE --preview 8`; against {often[0]!r}: {_REMEDIES[often[0]]}"
     )
 
 
@@ -353,6 +366,7 @@ def _judge(
     before = window_view(canvas.image, placement.window, window_px)
 
     def refuse(reason: str, detail: str) -> Rejection:
+        assert reason in _REMEDIES
         return Rejection(placement.class_id, reason, detail)
 
     if recipe.inpaint.backend == "diffusion":

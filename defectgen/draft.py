@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -14,6 +15,7 @@ import yaml
 
 from defectgen.data.layout import Layout
 from defectgen.data.load import load_sources
+from defectgen.data.split import ALIKE_PATTERN, names_alike
 from defectgen.progress import Progress, silent
 from defectgen.recipe import Recipe
 from defectgen.records import LabelledImage, Sources
@@ -37,7 +39,7 @@ def read_layout(
     Raises:
         DataError: a folder or the class names cannot be read.
     """
-    name = re.sub(r"[^A-Za-z0-9_.-]+", "_", root.resolve().name).strip("_.-") or "data"
+    name = re.sub(r"[^\w.-]+", "_", root.resolve().name).strip("_.-") or "data"
     data = layout.data | {"root": str(root.absolute())} | ({} if split else {"test_fraction": 0})
     recipe = Recipe.model_validate({"name": name, "data": data})
     sources = load_sources(recipe, progress=progress)
@@ -52,8 +54,12 @@ def read_layout(
     return recipe, replace(sources, problems=(*layout.problems, *sources.problems))
 
 
-def draft(root: Path, layout: Layout, progress: Progress = silent) -> tuple[str, Sources]:
+def draft(
+    root: Path, layout: Layout, progress: Progress = silent, *, recipe_path: Path | None = None
+) -> tuple[str, Sources]:
     """The recipe as text, and the data it names, with its problems.
+
+    `recipe_path`: where it will stand; the data below it are named relative to it.
 
     Raises:
         DataError: a folder or the class names cannot be read.
@@ -63,11 +69,15 @@ def draft(root: Path, layout: Layout, progress: Progress = silent) -> tuple[str,
     classes = data.get("classes") or list(sources.class_names)
     lines = ["# Drafted by `defectgen init`, which found:", *(f"#   {note}" for note in layout.notes)]
     lines += [f"name: {name}", "data:"]
-    fields = {"root": data["root"], "format": data["format"], "classes": classes}
+    fields = {"root": _root_from(recipe_path, Path(data["root"])), "format": data["format"], "classes": classes}
     fields |= {field: value for field, value in layout.data.items() if field not in fields}
     if recipe.data.group_pattern is not None:
         fields["group_pattern"] = recipe.data.group_pattern
-    comments = {"classes": "in label order", "group_pattern": "Roboflow's copies of a picture stay together"}
+    comments = {
+        "root": "relative to this file, or absolute",
+        "classes": "in label order",
+        "group_pattern": "Roboflow's copies of a picture stay together",
+    }
     lines += [_line(field, value, comments.get(field)) for field, value in fields.items()]
     if recipe.data.group_pattern is None:
         lines.append(_group_line(_file_names(sources)))
@@ -91,6 +101,15 @@ def draft(root: Path, layout: Layout, progress: Progress = silent) -> tuple[str,
     return "\n".join(lines) + "\n", sources
 
 
+def _root_from(recipe_path: Path | None, root: Path) -> str:
+    """`root` as the recipe names it: relative where it lies below the recipe's folder, so that both may move."""
+    if recipe_path is None:
+        return str(root)
+    folder = Path(os.path.normpath(recipe_path.parent.absolute()))
+    root = Path(os.path.normpath(root))
+    return root.relative_to(folder).as_posix() if root.is_relative_to(folder) else str(root)
+
+
 def _line(field: str, value: Any, comment: str | None = None) -> str:
     text = yaml.safe_dump(value, default_flow_style=True, allow_unicode=True, width=10_000)
     return f"  {field}: {text.removesuffix(_END).strip()}" + (f"  # {comment}" if comment else "")
@@ -103,16 +122,18 @@ def _per_image(images: Sequence[LabelledImage]) -> tuple[int, int]:
 
 
 def _file_names(sources: Sources) -> list[str]:
-    return [Path(image.name).name for image in (*sources.train_pool, *sources.test, *sources.train_clean)]
+    return [
+        Path(image.name).name
+        for image in (*sources.train_pool, *sources.test, *sources.train_clean, *sources.test_clean)
+    ]
 
 
 def _group_line(names: Sequence[str]) -> str:
     """A group pattern to think about, where many names begin alike."""
     why = "what must stay on one side of the split: part, board, position"
-    prefixes = Counter(match[1] for name in names if (match := re.match(r"(.+?)[_-][^_-]*$", name)))
-    shared = sum(count for count in prefixes.values() if count > 1)
-    guess = r"^(.+?)[_-][^_-]*$" if shared > len(names) / 2 else r"^(part\d+)_"
-    would = f"; this one would make {len(prefixes)} groups of {len(names)} images" if shared > len(names) / 2 else ""
+    alike = names_alike(names)
+    guess = ALIKE_PATTERN if alike else r"^(part\d+)_"
+    would = f"; this one would make {len(alike)} groups of {len(names)} images" if alike else ""
     return f"  # group_pattern: '{guess}'  # {why}{would}"
 
 

@@ -90,6 +90,12 @@ def export(
             f"{out}: was not written by export (it has no {MARK}), and is not replaced; name another --out"
         )
     splits = _splits(sources, validation)
+    above = {place for split in splits for item in split.items for place in item.image.path.absolute().parents[:1]}
+    within = next((place for place in sorted(above) if out.absolute().is_relative_to(place)), None)
+    if within is not None:
+        raise UsageError(
+            f"{out}: lies among the images it is made of ({within}), and would be read as such; name another"
+        )
     out.parent.mkdir(parents=True, exist_ok=True)
     lock = filelock.FileLock(out.with_name(f".{out.name}.lock"), timeout=0)
     try:

@@ -7,6 +7,7 @@ import hashlib
 import io
 import os
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal
 
@@ -22,12 +23,16 @@ IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".
 MAX_PIXELS = 178_000_000
 JPEG_QUALITY = 95
 
+# A folder with a recipe.yaml and one of these is a run, which may lie within the data.
+_MADE_BY_A_RUN = ("generator", "generator.partial", "dataset/manifest.jsonl", "yolo/.ultralytics")
+
 _ORIENTATION_TAG = 0x0112
 _REMEDY = "export it again or remove it"
 
 
 def list_images(folder: Path) -> list[Path]:
-    """Every image file under `folder`, at any depth, sorted by its name relative to it; hidden files are left out.
+    """Every image file under `folder`, at any depth, sorted by its name relative to it; hidden files are left out, and
+    so is what `outside_runs` leaves out.
 
     Links to folders are not followed. A link to an image that is gone is listed, so that reading it says so.
 
@@ -41,7 +46,20 @@ def list_images(folder: Path) -> list[Path]:
     named = (path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
     found = [path for path in named if path.is_file() or _leads_nowhere(path)]
     visible = [path for path in found if not any(part.startswith(".") for part in path.relative_to(folder).parts)]
-    return sorted(visible, key=lambda path: path.relative_to(folder).as_posix())
+    return sorted(outside_runs(visible, folder), key=lambda path: path.relative_to(folder).as_posix())
+
+
+def outside_runs(paths: Iterable[Path], folder: Path) -> list[Path]:
+    """Those of the `paths` below `folder` that lie in no run or bench of defectgen there: what was made is no data."""
+    is_run = {folder: False}
+
+    def within_run(place: Path) -> bool:
+        if place not in is_run:
+            by_run = (place / "recipe.yaml").is_file() and any((place / name).exists() for name in _MADE_BY_A_RUN)
+            is_run[place] = by_run or (place / "bench.jsonl").is_file() or within_run(place.parent)
+        return is_run[place]
+
+    return [path for path in paths if not within_run(path.parent)]
 
 
 def _leads_nowhere(path: Path) -> bool:

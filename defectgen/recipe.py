@@ -6,6 +6,7 @@ import difflib
 import json
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path, PurePath
 from typing import Annotated, Any, Literal, get_args, get_origin
 
@@ -39,7 +40,9 @@ class Data(Section):
 
     demo: DemoData | None = Field(None, description="Use the embedded demo product instead of folders.")
     root: str | None = Field(
-        None, description="Folder of the data. ${NAME} is replaced from the environment; relative to the recipe file."
+        None,
+        description="Folder of the data, relative to the recipe file. ${NAME} is replaced from the environment, ~ by "
+        "your home.",
     )
     format: Literal["yolo", "labelme", "voc", "coco", "cvat", "masks", "mvtec"] = Field(
         "yolo",
@@ -112,6 +115,13 @@ class Data(Section):
     def _has_a_source(self) -> Data:
         if self.demo is None and (self.root is None or self.train_images is None):
             raise ValueError("needs `root` and `train_images`, or `demo`")
+        own = [
+            name for name in ("root", "train_images", "train_clean", "test_images", "test_clean") if getattr(self, name)
+        ]
+        if self.demo is not None and own:
+            raise ValueError(
+                f"has `demo`, the built-in product, beside data of its own (`{own[0]}`); remove one of them"
+            )
         if self.demo is None and self.format in ("labelme", "voc", "masks") and not self.classes:
             raise ValueError(f"needs `classes` for format: {self.format}")
         return self
@@ -271,7 +281,10 @@ class Synth(Section):
 class TrainYolo(Section):
     """The detector, the same for every arm."""
 
-    model: str = Field("yolo11n.yaml", description="A YOLO11 size as .yaml (random weights) or a local .pt file.")
+    model: str = Field(
+        "yolo11n.yaml",
+        description="A YOLO11 size as .yaml (random weights), or a local .pt file, relative to where the command runs.",
+    )
     imgsz: int = Field(320, ge=32, multiple_of=32, description="Side the detector sees, in pixels.")
     tile_px: int | None = Field(
         None,
@@ -313,7 +326,7 @@ class TrainYolo(Section):
 class Recipe(Section):
     """A data set and a detector, from the user's real defects on."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", description="Names the default run folder.")
+    name: str = Field(description="Names the default run folder: letters, digits, and _ . - between them.")
     seed: int = Field(0, ge=0, description="Root of everything random.")
     data: Data
     generator: Generator = Generator()
@@ -324,8 +337,29 @@ class Recipe(Section):
     synth: Synth = Synth()
     train_yolo: TrainYolo = TrainYolo()
 
+    @field_validator("name")
+    @classmethod
+    def _names_a_folder(cls, value: str) -> str:
+        if not re.fullmatch(r"\w[\w.-]*", value):
+            raise ValueError(f"must be of letters, digits, and _ . - after the first, to name a folder, got {value!r}")
+        return value
+
     def to_yaml(self) -> str:
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+class _StrictLoader(yaml.SafeLoader):
+    """Refuses a field that stands twice in a section, of which YAML would take the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if key.value in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"{key.value} stands twice; keep one of them", key.start_mark
+                )
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
 
 
 def load_recipe(path: Path, overrides: list[str] | None = None) -> Recipe:
@@ -334,32 +368,34 @@ def load_recipe(path: Path, overrides: list[str] | None = None) -> Recipe:
     Raises:
         UsageError: the file is missing or no YAML mapping, or fields are wrong; one line per fault.
     """
+    if path.is_dir():
+        raise UsageError(f"{path}: is a folder, not a recipe; draft one for it with `defectgen init {path}`")
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"{path}: cannot be read as a recipe ({error}); name a YAML file, as in recipes/") from None
     try:
-        raw = yaml.safe_load(text)
+        raw = yaml.load(text, _StrictLoader)
     except yaml.YAMLError as error:
         raise UsageError(f"{path}: is no valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(raw, dict):
         raise UsageError(f"{path}: must be a mapping of recipe fields, got {type(raw).__name__}")
     for override in overrides or []:
         _apply_override(raw, override)
-    return _parse(raw, path)
+    return _parse(raw, path, [override.partition("=")[0] for override in overrides or []])
 
 
-def _parse(raw: dict[str, Any], path: Path) -> Recipe:
+def _parse(raw: dict[str, Any], path: Path, overridden: Sequence[str]) -> Recipe:
     faults: list[str] = []
     try:
         recipe = Recipe.model_validate(raw)
     except ValidationError as error:
-        faults = [_describe(fault, path) for fault in error.errors()]
+        faults = [_describe(fault, path, overridden) for fault in error.errors()]
         raise UsageError("\n".join(faults)) from None
     root = recipe.data.root
     if root is None:
         return recipe
-    expanded = _expand_environment(root, path)
+    expanded = Path(_expand_environment(root, path)).expanduser()
     absolute = str(Path(os.path.normpath((path.parent / expanded).absolute())))
     return recipe.model_copy(update={"data": recipe.data.model_copy(update={"root": absolute})})
 
@@ -406,10 +442,11 @@ def _apply_override(raw: dict[str, Any], override: str) -> None:
         raise UsageError(f"--set {override}: the value is no valid YAML: {' '.join(str(error).split())}") from None
 
 
-def _describe(fault: Any, path: Path) -> str:
-    """One line: file, field, fault, value, remedy."""
+def _describe(fault: Any, path: Path, overridden: Sequence[str]) -> str:
+    """One line: file (or --set), field, fault, value, remedy."""
     place = ".".join(str(part) for part in fault["loc"])
-    where = f"{path}: {place}" if place else f"{path}"
+    by_override = any(f"{place}.".startswith(f"{field}.") for field in overridden)
+    where = f"--set {place}" if by_override else f"{path}: {place}" if place else f"{path}"
     if fault["type"] == "extra_forbidden":
         known = list(_section_at(fault["loc"][:-1]).model_fields)
         nearest = difflib.get_close_matches(str(fault["loc"][-1]), known, n=1, cutoff=0.5)

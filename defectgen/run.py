@@ -153,9 +153,12 @@ def _check_recipe(recipe: Recipe, out: Path, *, overwrite: bool) -> None:
     if not stale:
         return
     if not overwrite:
+        there = [name for name in ("generator", "dataset", "yolo") if (out / name).exists()]
+        replaced, kept = ([name for name in there if (name in stale) == goes] for goes in (True, False))
+        what = f"{' and '.join(replaced) or 'what was begun'}{f'; {kept[0]} is kept' if kept else ''}"
         raise RunError(
             f"{out}: holds another run: {'; '.join((fitted + made)[:4])}; "
-            "choose another --out, or --overwrite to replace what was made"
+            f"choose another --out, or --overwrite to replace what was made ({what})"
         )
     _delete(out, stale)
 

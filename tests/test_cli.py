@@ -85,6 +85,13 @@ def factory(tmp_path: Path) -> Factory:
     return Factory(tmp_path / "factory")
 
 
+@pytest.fixture(autouse=True)
+def few_defects_will_do(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    if "warns" not in request.node.name:
+        monkeypatch.setattr("defectgen.data.check._FEWEST_TRAINED", 1)
+        monkeypatch.setattr("defectgen.data.check._FEWEST_TESTED", 1)
+
+
 def test_help_names_every_command(run: Run) -> None:
     result = run("--help")
     assert result.exit_code == 0
@@ -231,6 +238,47 @@ def test_check_of_good_data_counts_it_and_writes_nothing(run: Run, factory: Fact
     assert [row["name"] for row in summary["classes"]] == ["scratch", "pit"]
     assert summary["images"]["train"] + summary["images"]["test"] == 6
     assert sorted(factory.root.rglob("*")) == before
+
+
+def test_check_warns_of_classes_with_too_few_defects(run: Run, factory: Factory) -> None:
+    problems = json.loads(run("check", factory.recipe, "--set", "data.test_fraction=0.4", "--json").stdout)["problems"]
+    assert {(one["severity"], one["path"], one["where"]) for one in problems} == {
+        ("warning", field, f"class {number} {name!r}")
+        for field in ("data.train_images", "data.test_images")
+        for number, name in enumerate(("scratch", "pit"))
+    }
+    assert any("has 1 marked defect held out" in one["reason"] for one in problems)
+
+
+@pytest.mark.parametrize(
+    ("model", "reason"),
+    [
+        ("yolo11z.yaml", "must be yolo11n.yaml"),
+        ("gone.pt", "no file"),
+        ("empty.pt", "(0 bytes) holds no weights"),
+        ("yolo11n-seg.yaml", "has boxes without an outline"),
+    ],
+)
+def test_check_names_what_train_yolo_would_refuse(
+    run: Run, factory: Factory, monkeypatch: pytest.MonkeyPatch, model: str, reason: str
+) -> None:
+    monkeypatch.chdir(factory.root)
+    (factory.root / "empty.pt").touch()
+    result = run("check", factory.recipe, "--set", f"train_yolo.model={model}", "--json")
+    (problem,) = json.loads(result.stdout)["problems"]
+    assert result.exit_code == 1 and reason in problem["reason"] and problem["remedy"]
+
+
+def test_what_a_run_made_within_the_data_is_no_data(run: Run, factory: Factory, fitted: Any) -> None:
+    for path in (*factory.images.iterdir(), *factory.labels.iterdir()):
+        path.rename(factory.root / path.name)
+    (factory.root / "clean").rename(factory.root.parent / "clean")
+    factory.write(data={"train_images": ".", "train_clean": None, "base": "defective"})
+    before = json.loads(run("check", factory.recipe, "--json").stdout)
+    assert before["images"]["train_pool"] + before["images"]["test"] == 6 and not before["problems"]
+    shutil.copytree(fitted.out, factory.root / "runs/factory")
+    assert list((factory.root / "runs").rglob("*.png"))
+    assert json.loads(run("check", factory.recipe, "--json").stdout) == before
 
 
 def test_check_takes_a_folder_without_a_recipe(run: Run, factory: Factory) -> None:
@@ -419,10 +467,13 @@ def test_verify_names_what_is_wrong(run: Run, made: tuple[Path, dict[str, Any]],
     assert report["good"] is False and any("000001.txt" in problem for problem in report["problems"])
 
 
-def test_verify_of_no_data_set_exits_with_one(run: Run, tmp_path: Path) -> None:
+def test_verify_of_no_data_set_says_what_to_name(run: Run, tmp_path: Path) -> None:
     for folder in (tmp_path, tmp_path / "nothing"):
-        result = run("verify", folder)
-        assert result.exit_code == 1 and "manifest.jsonl" in result.stderr + result.stdout
+        (line,) = failed(run("verify", folder), code=2)
+        assert line == f"{folder}: holds no data set of `synth`; name one, or its run folder, as in runs/housing"
+    (tmp_path / "images").mkdir()
+    result = run("verify", tmp_path)
+    assert result.exit_code == 1 and "manifest.jsonl" in result.stderr + result.stdout
 
 
 def test_folder_of_another_run_is_refused_and_replaced_with_overwrite(
@@ -433,7 +484,7 @@ def test_folder_of_another_run_is_refused_and_replaced_with_overwrite(
     (line,) = failed(run(*changed))
     assert line == (
         f"{out}: holds another run: generator.steps is 4 there and 2 here; "
-        "choose another --out, or --overwrite to replace what was made"
+        "choose another --out, or --overwrite to replace what was made (generator)"
     )
     result = run(*changed, "--overwrite", "--json")
     assert result.exit_code == 0 and json.loads(result.stdout)["log"]["steps"] == 2
@@ -541,7 +592,8 @@ def test_init_writes_a_recipe_once_and_says_what_it_found(run: Run, tmp_path: Pa
     result = run("init", folder, "--recipe", recipe)
     assert result.exit_code == 0, result.output
     assert "for training: train/images" in result.stdout and result.stdout.splitlines()[-1] == str(recipe)
-    assert "0 errors" in result.stdout
+    assert "0 errors" in result.stdout and f"next: defectgen check {recipe}" in result.stderr
+    assert f"root: {folder.relative_to(tmp_path) if folder.is_relative_to(tmp_path) else folder} " in recipe.read_text()
     assert run("check", recipe).exit_code == 0
     # A name that is no markup of the terminal's.
     for name in ("mine[old].yaml", "mine[b].yaml"):

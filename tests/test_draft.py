@@ -158,7 +158,7 @@ def test_clean_folders_are_told_by_their_names_and_held_out_ones_stay_so(tmp_pat
     }
     content, _ = draft(tmp_path, layout)
     assert "  per_image: [1, 1]  # as on the real images\n" in content and "  imgsz: 256\n" in content
-    assert "# group_pattern: '^(.+?)[_-][^_-]*$'" in content and "3 groups of 9 images" in content
+    assert "# group_pattern: '^(.+?)[_-][^_-]*$'" in content and "3 groups of 12 images" in content
 
 
 def test_coco_of_one_annotations_folder_is_told_by_the_images_each_file_lists(tmp_path: Path) -> None:

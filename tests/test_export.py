@@ -462,3 +462,10 @@ def oriented_xyxy(mark: Annotation, size_wh: tuple[int, int]) -> tuple[float, ..
 
 def in_order(boxes: Iterable[tuple[float, ...]]) -> np.ndarray:
     return np.array(sorted(boxes, key=lambda box: [round(value) for value in box]), float)
+
+
+def test_set_is_not_written_among_the_images_it_is_made_of(sources: Sources, tmp_path: Path) -> None:
+    out = sources.train_pool[0].path.parent / "exported"
+    with pytest.raises(UsageError, match="lies among the images it is made of"):
+        export(sources, out, "coco", progress=lambda *_: None)
+    assert not out.exists()

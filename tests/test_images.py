@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import shutil
 import struct
 import zlib
 from pathlib import Path
@@ -31,6 +32,20 @@ def test_images_are_listed_at_any_depth_sorted_by_name_whatever_their_suffix_cas
         (tmp_path / name).touch()
     listed = [path.relative_to(tmp_path).as_posix() for path in list_images(tmp_path)]
     assert listed == ["a.Tiff", "a/y.webp", "a/z.png", "b.JPG"]
+
+
+def test_what_a_run_or_a_bench_made_is_not_listed(tmp_path: Path) -> None:
+    for name in ("a.png", "parts/b.png", "parts/recipe.yaml", "parts/generator/samples/c.png", "all/bench.jsonl"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "all/small").mkdir()
+    (tmp_path / "all/small/d.png").touch()
+    assert list_images(tmp_path) == [tmp_path / "a.png"]
+    # Named itself, a run's folder is what is meant.
+    assert [path.name for path in list_images(tmp_path / "parts")] == ["b.png", "c.png"]
+    # A recipe beside images makes no run.
+    shutil.rmtree(tmp_path / "parts/generator")
+    assert list_images(tmp_path) == [tmp_path / "a.png", tmp_path / "parts/b.png"]
 
 
 def test_listing_a_missing_folder_or_a_file_says_what_to_do(tmp_path: Path) -> None:

@@ -125,6 +125,26 @@ def test_file_that_is_no_recipe_says_so(tmp_path: Path, text: str, message: str)
     assert _message(path).startswith(f"{path}: {message}")
 
 
+def test_field_that_stands_twice_is_refused_with_its_line(tmp_path: Path) -> None:
+    path = tmp_path / "tiles.yaml"
+    path.write_text("name: tiles\ndata:\n  root: .\n  train_images: a\n  train_images: b\n")
+    assert "train_images stands twice; keep one of them" in _message(path) and "line 5" in _message(path)
+
+
+def test_demo_beside_data_of_ones_own_is_refused(tmp_path: Path) -> None:
+    path = _write(tmp_path, data={**SMALL["data"], "demo": {}})
+    assert "has `demo`, the built-in product, beside data of its own (`root`)" in _message(path)
+
+
+def test_folder_is_no_recipe_and_names_may_be_of_any_letters(tmp_path: Path) -> None:
+    assert (
+        _message(tmp_path)
+        == f"{tmp_path}: is a folder, not a recipe; draft one for it with `defectgen init {tmp_path}`"
+    )
+    assert load_recipe(_write(tmp_path, name="検査_2")).name == "検査_2"
+    assert "to name a folder, got 'a/b'" in _message(_write(tmp_path, name="a/b"))
+
+
 def test_missing_or_binary_file_says_what_to_name(tmp_path: Path) -> None:
     gone = tmp_path / "gone.yaml"
     assert _message(gone).startswith(f"{gone}: cannot be read as a recipe (")
@@ -158,9 +178,10 @@ def test_faulty_override_is_quoted(tmp_path: Path, override: str, message: str) 
 
 
 def test_override_of_an_unknown_field_is_a_fault(tmp_path: Path) -> None:
-    assert "synth.num_image: unknown field; did you mean num_images?" in _message(
-        _write(tmp_path), ["synth.num_image=3"]
-    )
+    message = _message(_write(tmp_path, seed=-1), ["synth.num_image=3"])
+    # Each where it stands: in the command, in the file.
+    assert "--set synth.num_image: unknown field; did you mean num_images?" in message.split("\n")
+    assert f"{tmp_path / 'tiles.yaml'}: seed: " in message
 
 
 def test_root_is_expanded_from_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

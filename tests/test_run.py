@@ -340,7 +340,7 @@ def test_settings_of_another_data_set_are_named_with_both_values(fitted: Any, ma
         synth(other, made)
     assert str(caught.value) == (
         f"{made}: holds another run: place.top is 8 there and 3 here; synth.num_images is 4 there and 40 here; "
-        "choose another --out, or --overwrite to replace what was made"
+        "choose another --out, or --overwrite to replace what was made (dataset; generator is kept)"
     )
     assert toys.read_tree(made) == before
 

@@ -232,7 +232,7 @@ def _check_budgets(cells: dict[tuple[int, int], Recipe], out: Path) -> dict[tupl
         if other != seed:
             raise RunError(
                 f"bench: seeds {other} and {seed} draw the same {len(sources.train)} real images at K = {k}; "
-                "lower --k, or mark more defects"
+                "give fewer --seeds or another --k, or mark more defects"
             )
     return budgets
 

@@ -16,17 +16,36 @@ from defectgen.data.drawn_on import find_drawn_on
 from defectgen.data.duplicates import find_near_duplicates
 from defectgen.data.lines import with_lines
 from defectgen.progress import Progress, silent
-from defectgen.records import LabelledImage, Sources
+from defectgen.records import LabelledImage, Problem, Sources
 
 _SUBSETS = ("train", "train_pool", "train_clean", "test", "test_clean")
 _LISTED_GROUPS = 20
 _SHOWN_PROBLEMS = 50
+# Per class.
+_FEWEST_TRAINED, _FEWEST_TESTED = 5, 5
 
 
 def look_closely(sources: Sources, progress: Progress = silent) -> Sources:
     """`sources` with what only a comparison of its pictures shows, among the problems."""
-    found = [*find_near_duplicates(sources, progress), *find_drawn_on(sources, progress)]
+    found = [*_few_marked(sources), *find_near_duplicates(sources, progress), *find_drawn_on(sources, progress)]
     return replace(sources, problems=(*sources.problems, *found))
+
+
+def _few_marked(sources: Sources) -> list[Problem]:
+    """A warning for each class with fewer defects than a generator or a comparison can do with."""
+    problems = []
+    for field, images, fewest, what in (
+        ("data.train_images", sources.train, _FEWEST_TRAINED, "to train on: what is made will hardly vary"),
+        ("data.test_images", sources.test, _FEWEST_TESTED, "held out: detectors cannot be told apart by so few"),
+    ):
+        counts = Counter(mark.class_id for image in images for mark in image.annotations)
+        problems += [
+            Problem("warning", field, f"class {class_id} {sources.class_names[class_id]!r}", reason, "mark more")
+            for class_id, count in sorted(counts.items())
+            if count < fewest
+            for reason in (f"has {count} marked defect{'s' if count > 1 else ''} {what}",)
+        ]
+    return problems
 
 
 def summarise(sources: Sources, progress: Progress = silent) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from defectgen.data.formats.yolo import DATA_YAML, names_in
 from defectgen.data.layout import Marked
 from defectgen.data.places import label_file
 from defectgen.errors import DataError
+from defectgen.images import outside_runs
 
 # Stands for the names of YOLO classes that nothing names.
 UNNAMED = "class"
@@ -57,7 +58,7 @@ def _listed(root: Path, marked: Sequence[Marked]) -> list[str]:
         DataError: two of these contradict each other.
     """
     found = sorted(
-        (path for name in _NAME_FILES for path in root.rglob(name) if path.is_file()),
+        outside_runs((path for name in _NAME_FILES for path in root.rglob(name) if path.is_file()), root),
         key=lambda path: (len(path.parts), path),
     )
     if not found:

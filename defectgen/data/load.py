@@ -9,11 +9,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
-from defectgen.data.formats.yolo import DATA_YAML, faults_in_data_yaml
+from defectgen.data.formats.yolo import DATA_YAML, faults_in_data_yaml, renumbered
 from defectgen.data.places import find_labels
 from defectgen.data.readers import SET_FORMATS, class_names, marked_as_clean, read_clean, read_labelled
 from defectgen.data.region import region_faults
-from defectgen.data.split import draw_budget, find_leaks, split_groups
+from defectgen.data.split import draw_budget, find_alike, find_leaks, split_groups
 from defectgen.data.unused import not_among, truly_unused
 from defectgen.errors import DataError
 from defectgen.progress import Progress, silent
@@ -47,6 +47,8 @@ def load_sources(
     problems: list[Problem] = []
     if data.format == "yolo" and not data.classes:
         problems += faults_in_data_yaml(root / DATA_YAML)
+    elif data.format == "yolo" and (root / DATA_YAML).is_file():
+        problems += renumbered(names, root / DATA_YAML)
 
     def labelled(images: str, labels: str) -> tuple[list[LabelledImage], list[LabelledImage]]:
         """Defective and clean images of the field `images`."""
@@ -89,6 +91,8 @@ def load_sources(
         split = split_groups(pool, train_clean, data, recipe.seed)
         pool, train_clean, test, test_clean = split.train, split.train_clean, split.test, split.test_clean + test_clean
         problems.extend(split.problems)
+        if data.group_pattern is None and not data.test_groups:
+            problems.extend(find_alike(pool + train_clean, test + split.test_clean))
     by_group = data.group_pattern is not None
     problems.extend(find_leaks(pool + train_clean, test + test_clean, by_group=by_group))
     train, faults = draw_budget(pool, data.max_images, data.per_class, names, recipe.seed)

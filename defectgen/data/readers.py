@@ -28,7 +28,7 @@ from defectgen.data.places import (
 )
 from defectgen.data.split import group_of
 from defectgen.errors import DataError
-from defectgen.images import IMAGE_SUFFIXES, list_images, read_with_bits
+from defectgen.images import IMAGE_SUFFIXES, list_images, outside_runs, read_with_bits
 from defectgen.progress import Progress, silent
 from defectgen.recipe import Data
 from defectgen.records import LabelledImage, Problem
@@ -224,7 +224,8 @@ def _read_files(folder: _Folder, labels: Path | None, format: str, class_names: 
 
     found, problems = _read_marked(folder, marks_of)
     users = Counter(label_path(path.relative_to(images).as_posix()) for path in list_images(images))
-    for path in sorted(path for path in of_labels.rglob("*") if path.suffix.lower() == suffix):
+    there = (path for path in of_labels.rglob("*") if path.suffix.lower() == suffix)
+    for path in sorted(outside_runs(there, of_labels)):
         known = path in users or path.name == _NO_LABEL_FILE or path.name.startswith(".")
         # Notes and lists of files lie beside images, too.
         if not known and (of_labels != images or is_label_file(path, format)):

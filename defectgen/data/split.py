@@ -13,6 +13,9 @@ from defectgen.records import LabelledImage, Problem
 from defectgen.seeds import numpy_rng
 
 _SHOWN_GROUPS = 20
+# What may be a part's name in that of a file: all but its last word.
+ALIKE_PATTERN = r"^(.+?)[_-][^_-]*$"
+_FEWEST_PARTS = 3
 
 
 @dataclass(frozen=True)
@@ -71,6 +74,31 @@ def split_groups(images: Sequence[LabelledImage], clean: Sequence[LabelledImage]
         test_clean=[image for image in clean if image.group in held_out],
         problems=problems,
     )
+
+
+def names_alike(names: Iterable[str]) -> Counter[str]:
+    """How many of the file names share a beginning, by that (ALIKE_PATTERN); empty where most have one of their own, or
+    a few beginnings are of all: that would be a number behind a word.
+    """
+    names = list(names)
+    counts = Counter(match[1] for name in names if (match := re.match(ALIKE_PATTERN, name)))
+    shared = sum(count for count in counts.values() if count > 1)
+    many = len(counts) >= _FEWEST_PARTS and max(counts.values()) <= len(names) / 2
+    return counts if many and shared > len(names) / 2 else Counter()
+
+
+def find_alike(train: Iterable[LabelledImage], test: Iterable[LabelledImage]) -> list[Problem]:
+    """A warning where file names of one beginning, maybe shots of one part, stand on both sides of the split."""
+    sides = [[image.name.rsplit("/", 1)[-1] for image in images] for images in (train, test)]
+    alike = names_alike([*sides[0], *sides[1]])
+    begun = [{match[1] for name in side if (match := re.match(ALIKE_PATTERN, name))} for side in sides]
+    both = sorted(begun[0] & begun[1] & alike.keys())
+    if not both:
+        return []
+    reason = f"is not set, and {len(both)} of {len(alike)} beginnings of file names stand on both sides of the split"
+    shown = ", ".join(both[:3])
+    remedy = f"if {shown} are parts, set it to {ALIKE_PATTERN}: a detector is not tested on parts that it has seen"
+    return [Problem("warning", "data.group_pattern", "", reason, remedy)]
 
 
 def _num_held_out(groups: set[str], fraction: float) -> int:

@@ -373,8 +373,18 @@ def check_sources(sources: Sources, config: TrainYolo) -> None:
         twin = trained.get(sha256_file(image.path))
         if twin is not None:
             raise DataError(_leak(image.path, twin))
+    check_outlines(sources, config)
+
+
+def check_outlines(sources: Sources, config: TrainYolo) -> None:
+    """Nothing, where the model does without outlines, or all defects have one.
+
+    Raises:
+        DataError: with the first image that lacks one.
+    """
     if not needs_outlines(config.model):
         return
+    train = sources.train_pool if "full-real" in config.arms else sources.train
     for image in (*train, *sources.test):
         if any(annotation.polygon is None for annotation in image.annotations):
             raise DataError(

@@ -11,6 +11,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import zipfile
 from collections import deque
 from collections.abc import Sequence
 from datetime import date
@@ -19,14 +20,14 @@ from pathlib import Path
 from typing import Any
 
 from defectgen.device import best_device, bf16_pays
-from defectgen.errors import RunError, UsageError
+from defectgen.errors import DefectgenError, RunError, UsageError
 from defectgen.images import sha256_file, write_bytes_atomic
 from defectgen.progress import WARNING, Progress
 from defectgen.recipe import TrainYolo
-from defectgen.records import Sources
+from defectgen.records import Problem, Sources
 from defectgen.seeds import derive_seed
 from defectgen.yolo.arm_files import read_json, to_json, write_arm, write_test
-from defectgen.yolo.arms import ArmPlan, Plan, arm_slug, plan_arms
+from defectgen.yolo.arms import ArmPlan, Plan, arm_slug, check_outlines, plan_arms
 from defectgen.yolo.environment import worker_environment
 from defectgen.yolo.results import collect_results
 
@@ -184,6 +185,11 @@ def resolve_model(model: str) -> str:
                 f"train_yolo.model: no file {path}; weights are never downloaded: fetch them, give a local path, or "
                 "set yolo11n.yaml for random weights"
             )
+        if not zipfile.is_zipfile(path):
+            raise UsageError(
+                f"train_yolo.model: {path} ({path.stat().st_size} bytes) holds no weights as torch saves them, or not "
+                "all of them; copy it again"
+            )
         return str(path)
     if not _YAML_MODEL.fullmatch(model):
         raise UsageError(
@@ -192,6 +198,18 @@ def resolve_model(model: str) -> str:
             f"got {model!r}"
         )
     return model
+
+
+def faults_of_model(config: TrainYolo, sources: Sources) -> list[Problem]:
+    """An error where `config.model` cannot be trained on the images: what `train-yolo` would refuse, for `check`."""
+    try:
+        resolve_model(config.model)
+        check_outlines(sources, config)
+    except DefectgenError as error:
+        place, _, rest = str(error).partition(": ")
+        reason, _, remedy = rest.partition("; ")
+        return [Problem("error", place, "", reason, remedy)]
+    return []
 
 
 def _job(

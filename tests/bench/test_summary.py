@@ -155,8 +155,8 @@ def test_sets_are_described_beside_the_verdict_with_the_copies_to_read_them_by()
     ]
     assert diagnostics_lines(summary) == [
         "K = 10, the sets: defectgen: 0.50 of the distance between real defects to the nearest one, 1.0% near copies, "
-        "KID 0.020, 30% of the tries refused; copy-paste: 0.10 of the distance between real defects to the nearest one, "
-        "90.0% near copies; a detector of all real images finds the generated defects with mAP50 71.5."
+        "KID 0.020, 30% of the tries refused; copy-paste: 0.10 of the distance between real defects to the nearest "
+        "one, 90.0% near copies; a detector of all real images finds the generated defects with mAP50 71.5."
     ]
     assert diagnostics_lines(summary | {"diagnostics": []}) == []
 

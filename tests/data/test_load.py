@@ -360,3 +360,34 @@ def test_weights_of_classes_without_a_defect_do_not_count() -> None:
     (fault,) = _misweighted({"pit": 0}, ["pit", "scratch"], {0})
     assert fault.reason == "every class with a defect (pit) has weight 0"
     assert not _misweighted({"pit": 0}, ["pit", "scratch"], {0, 1})
+
+
+def test_names_that_begin_alike_on_both_sides_of_the_split_are_warned_of(tmp_path: Path) -> None:
+    root = _write_product(tmp_path)
+    for part in range(4):
+        _write_images(root / "images", f"p{part}_b")
+        write_bytes_atomic(root / "labels" / f"p{part}_b.txt", f"0 {ROW}".encode())
+    alone = load_sources(_recipe(root, group_pattern=None, test_groups=[]))
+    (problem,) = (one for one in alone.problems if one.path == "data.group_pattern")
+    assert problem.severity == "warning" and problem.reason.endswith("stand on both sides of the split")
+    assert "set it to ^(.+?)[_-][^_-]*$" in problem.remedy
+    # With a pattern, or by numbers behind one word, nothing tells.
+    assert not [one for one in load_sources(_recipe(root, test_groups=[])).problems if one.path == "data.group_pattern"]
+    for path in sorted((root / "images").glob("*.png")):
+        path.rename(path.with_name(f"shot_{path.stem.replace('_', '')}.png"))
+    for path in sorted((root / "labels").glob("*.txt")):
+        path.rename(path.with_name(f"shot_{path.stem.replace('_', '')}.txt"))
+    numbered = load_sources(_recipe(root, group_pattern=None, test_groups=[]))
+    assert not [one for one in numbered.problems if one.path == "data.group_pattern"]
+
+
+def test_class_names_in_another_order_than_data_yaml_has_them_are_errors(tmp_path: Path) -> None:
+    root = _write_product(tmp_path)
+    (root / "data.yaml").write_text("names: [scratch, dent]\n")
+    assert _errors(load_sources(_recipe(root, classes=["dent", "scratch"]))) == [
+        f"data.classes: class {number} {name!r}: is number {1 - number} in {root}/data.yaml; "
+        "labels give numbers alone: correct the order of data.classes, or leave it out"
+        for number, name in enumerate(("dent", "scratch"))
+    ]
+    # Other names are a choice.
+    assert not _errors(load_sources(_recipe(root, classes=["kratzer", "beule"])))

@@ -4,6 +4,7 @@ import math
 import os
 import subprocess
 import sys
+import zipfile
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -189,7 +190,8 @@ def test_detectors_of_other_settings_are_not_replaced_unasked(tmp_path, make_sou
 
 def test_failing_worker_shows_the_end_of_its_log(tmp_path, make_sources):
     broken = tmp_path / "broken.pt"
-    broken.write_bytes(b"no weights")
+    with zipfile.ZipFile(broken, "w") as archive:
+        archive.writestr("broken/data.pkl", b"no weights")
     config = TrainYolo(arms=["real"], model=str(broken), imgsz=64, iterations=4, batch=4)
     sources = make_sources(tmp_path / "sources")
     with pytest.raises(RunError, match=r"real, seed0 failed \(exit code 1\); .*log\.txt ends with") as caught:

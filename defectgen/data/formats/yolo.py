@@ -140,6 +140,22 @@ def faults_in_data_yaml(path: Path) -> list[Problem]:
     return problems
 
 
+def renumbered(names: Sequence[str], path: Path) -> list[Problem]:
+    """An error for each of the recipe's class names that has another number in a data.yaml; others are new."""
+    try:
+        theirs = names_in(path)
+    except DataError:
+        return []
+    remedy = "labels give numbers alone: correct the order of data.classes, or leave it out"
+    return [
+        Problem(
+            "error", "data.classes", f"class {number} {name!r}", f"is number {theirs.index(name)} in {path}", remedy
+        )
+        for number, name in enumerate(names)
+        if name in theirs and theirs.index(name) != number
+    ]
+
+
 def _exists(path: Path) -> bool:
     try:
         return path.exists()
