@@ -48,7 +48,7 @@ def part(seed: int) -> np.ndarray:
     return np.clip(image, 0, 255).astype(np.uint8)
 
 
-def write_good_set(root: Path, num_train: int = 6, num_test: int = 2) -> None:
+def write_good_set(root: Path, num_train: int = 6, num_test: int = 6) -> None:
     """Training and test images of 128 x 96 px with two defects each, and data.yaml."""
     for split, numbers in (("train", range(num_train)), ("test", range(num_train, num_train + num_test))):
         for folder in ("images", "labels"):

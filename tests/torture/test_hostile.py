@@ -6,6 +6,7 @@ import pickle
 import shutil
 import subprocess
 import sys
+import zipfile
 import zlib
 from pathlib import Path
 from typing import Any
@@ -124,13 +125,18 @@ def test_manifest_with_another_hash(made_set: Path) -> None:
 
 def test_pickled_weights(tmp_path: Path, fitted: Any, mark: Path) -> None:
     weights = tmp_path / "yolo11n.pt"
-    weights.write_bytes(pickle.dumps(Bomb(mark)))
+    with zipfile.ZipFile(weights, "w") as archive:
+        archive.writestr("yolo11n/data.pkl", pickle.dumps(Bomb(mark)))
     model = fitted.recipe.train_yolo.model_copy(update={"model": str(weights)})
     recipe = fitted.recipe.model_copy(update={"train_yolo": model})
     with pytest.raises(
         UsageError, match=r"is a pickle, .*; where you know where it comes from, add --trust-checkpoint"
     ):
         run_train_yolo(recipe, tmp_path / "run", workers=1, progress=silent)
+    # As torch saved them long ago: not even with trust.
+    weights.write_bytes(pickle.dumps(Bomb(mark)))
+    with pytest.raises(UsageError, match="holds no weights as torch saves them"):
+        run_train_yolo(recipe, tmp_path / "run", workers=1, progress=silent, trust_checkpoint=True)
     assert not mark.exists() and not (tmp_path / "run").exists()
 
 
