@@ -18,6 +18,7 @@ from defectgen.data.region import allowed_region
 from defectgen.dataset.labels import (
     CUT_BORDER,
     LEAST_OWN_MARGIN,
+    MOST_OWN_MARGIN,
     contrast,
     cut_off,
     even_margin,
@@ -403,7 +404,8 @@ def _judge(
     if margin_px and drawn.copied is not None:
         model = studio.models[placement.model]
         at_least = 0.0 if model.photographed else LEAST_OWN_MARGIN * margin_px
-        own = _own_label(model, placement, before, after, min_change, at_least, size_wh)
+        at_most = MOST_OWN_MARGIN * margin_px + 2 * model.crop.window.side / window_px
+        own = _own_label(model, placement, before, after, min_change, (at_least, at_most), size_wh)
         label = evenly if own is None else union(own, measured.xyxy)
     seen = contrast(after, before, min_change=min_change)
     least = recipe.screen.min_contrast * studio.least_contrasts[placement.class_id]
@@ -455,21 +457,22 @@ def _own_label(
     before: np.ndarray,
     after: np.ndarray,
     min_change: int,
-    at_least: float,
+    limits: tuple[float, float],
     size_wh: tuple[int, int],
 ) -> XYXY | None:
-    """The label of a redrawn copy, with the margin of its own model, on each side `at_least` so many pixels; None where
-    the model has no box or nothing is seen.
+    """The label of a redrawn copy, with the margin of its own model, on each side at least the lower of the `limits`
+    (pixels); None where the model has no box, nothing is seen, or a side is above the upper one.
 
     What is visible is measured alike of both, at the generator's scale, so that what the measure misses of a defect, or
     its twin gets wrong, is in neither.
     """
     if model.crop.outlined:
         return None
+    at_least, at_most = limits
     margin = own_margin(model.crop, model.twin, min_change=min_change, at_least=at_least)
     # Beyond the edges of its image the window shows mirror images.
     inside = inside_at(placement.window, size_wh, len(after))
     seen = mask_xyxy(visible_part(after, before, min_change=min_change) & inside)
-    if margin is None or seen is None:
+    if margin is None or seen is None or max(margin) > at_most:
         return None
     return label_box(placement.window.to_image(seen, len(after)), placement.turn.sides(margin), size_wh)

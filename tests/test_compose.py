@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import cv2
@@ -14,8 +15,9 @@ import pytest
 from stand_ins import SIDE, Blobs, Verdict, block_sources, changed, inside, make_studio
 
 from defectgen.boxes import iou_xyxy
-from defectgen.compose import HARDLY_NOISED, base_image, clean_indexes, compose
+from defectgen.compose import HARDLY_NOISED, _own_label, base_image, clean_indexes, compose
 from defectgen.copies import copied_in
+from defectgen.crops import centre
 from defectgen.diffusion.pipelines import DefectOutput
 from defectgen.errors import DataError, RunError
 from defectgen.images import encode_image, read_rgb, sha256_file
@@ -282,6 +284,24 @@ def test_label_of_a_redrawn_copy_has_the_margin_of_its_own_box_turned_with_it(to
             inside += 1
             assert max(x1 - left, y1 - top, right - x2, bottom - y2) == pytest.approx(1.75, abs=1)
     assert inside
+
+
+def test_box_around_half_of_a_defect_is_no_margin_to_label_by(toys: Any, tmp_path: Path) -> None:
+    sources = block_sources(tmp_path)
+    model = make_studio(toys.recipe(), sources).models[0]
+    real = np.ascontiguousarray(centre(model.crop.image, SIDE))
+    clean = np.full_like(real, 128)
+    # Of the block, 16 px wide, the twin lacks the left half alone: the box leaves 12 px on the right of that, not 4.
+    half = clean.copy()
+    half[:, SIDE // 2 :] = real[:, SIDE // 2 :]
+    placement: Any = SimpleNamespace(window=model.crop.window, turn=Turn())
+
+    def label(twin: np.ndarray, at_most: float) -> Any:
+        return _own_label(replace(model, twin=twin), placement, clean, real, 14, (0.0, at_most), (96, 96))
+
+    assert label(clean, 9.0) == pytest.approx(model.crop.xyxy, abs=1)
+    assert label(half, 99.0)[2] == pytest.approx(model.crop.xyxy[2] + 8, abs=2)
+    assert label(half, 9.0) is None
 
 
 class FaintTail(Blobs):

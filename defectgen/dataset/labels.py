@@ -27,6 +27,9 @@ MARGIN_QUANTILE = 0.85
 # A defect whose twin is drawn has at least this share of its class's margin on each side: the twin's errors look like
 # more defect. On DeepPCB, photographed twins put aside, margins were 2.1 px off so, and 4.1 px, too tight, without.
 LEAST_OWN_MARGIN = 0.75
+# Where it has more than so often its class's margin (and two of the generator's pixels) on a side, a part of the defect
+# was not seen there: a slit of a pixel whose thin end passes for a hair line.
+MOST_OWN_MARGIN = 3.0
 
 
 @dataclass(frozen=True)
