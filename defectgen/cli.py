@@ -496,7 +496,7 @@ def train_yolo(
 ) -> None:
     """Train YOLO11 per arm and judge it on held-out real parts, making what is missing first."""
     with _reported(_command(), log_file):
-        chosen = [f"train_yolo.arms=[{arms}]"] if arms is not None else []
+        chosen = [f"train_yolo.arms=[{','.join(listed)}]"] if (listed := _arms(arms)) is not None else []
         recipe, folder = _load(recipe_path, [*(overrides or []), *chosen], out, focus)
         from defectgen.run import available_cores, run_train_yolo
 
@@ -554,10 +554,8 @@ def bench(
     """Measure over budgets and seeds whether the synthetic data helps. Stopped and run again, it goes on."""
     with _reported(_command(), log_file):
         recipe, _ = _load(recipe_path, overrides, out)
-        from defectgen.recipe import Arm
-
         folder = out if out is not None else Path("runs") / f"{recipe.name}-bench"
-        chosen = _listed("--arms", arms, get_args(Arm))
+        chosen = _arms(arms)
         budgets = [int(k) for k in _listed("--k", ks, None) or []]
         if profile not in ("small", "full"):
             raise UsageError(f"--profile: must be small or full, got {profile!r}")
@@ -593,6 +591,12 @@ def bench(
                 stdout.print(line, markup=False, highlight=False)
             stdout.print(str(folder), markup=False, soft_wrap=True, highlight=False)
         _report(folder, progress, log_file)
+
+
+def _arms(text: str | None) -> list[str] | None:
+    from defectgen.recipe import Arm
+
+    return _listed("--arms", text, get_args(Arm))
 
 
 def _listed(option: str, text: str | None, known: tuple[str, ...] | None) -> list[str] | None:

@@ -559,7 +559,7 @@ def test_interrupted_command_says_how_to_go_on(
 
 def test_unknown_arm_exits_with_two(run: Run, recipe: Path) -> None:
     (line,) = failed(run("train-yolo", recipe, "--arms", "real,fake"), code=2)
-    assert line.startswith(f"{recipe}: train_yolo.arms.1: ") and line.endswith("got 'fake'")
+    assert line.startswith("--arms: must be of real, ") and line.endswith("got 'fake'")
 
 
 def test_doctor_prints_facts_as_json_alone(run: Run) -> None:

@@ -108,13 +108,15 @@ def finish(stage: str, recipe: Recipe, out: Path) -> float:
     return time.monotonic() - began
 
 
-def kill_after(seconds: float, stage: str, recipe: Recipe, out: Path) -> bool:
-    """Whether it was still at work then."""
+def kill_after(seconds: float, stage: str, recipe: Recipe, out: Path) -> float | None:
+    """Seconds that it took where it ended before; None where it was killed."""
+    began = time.monotonic()
     process = start(stage, recipe, out)
     process.join(seconds)
+    took = time.monotonic() - began
     process.kill()
     process.join()
-    return process.exitcode == -signal.SIGKILL
+    return None if process.exitcode == -signal.SIGKILL else took
 
 
 class FailingWrites:
@@ -163,5 +165,6 @@ class KilledBeforeMove:
         Path.replace = replace  # type: ignore[method-assign]
 
 
-def moments(count: int, seconds: float, seed: int) -> list[float]:
-    return [random.Random(f"{seed} {number}").uniform(0, seconds) for number in range(count)]
+def shares(count: int, seed: int) -> list[float]:
+    """When to kill, as shares of a stage's time."""
+    return [random.Random(f"{seed} {number}").random() for number in range(count)]

@@ -217,13 +217,18 @@ def test_crops_are_classified_in_batches_that_change_nothing(tmp_path):
     assert one[1]["recall_at_fp"] == 0.25
 
 
-def test_no_test_image_is_taken_for_empty_because_the_machine_is_slow(tmp_path):
+def _write_four(folder, shape):
+    """Four images of a grey each, two of them with a defect."""
     for name in ("images", "labels"):
-        (tmp_path / name).mkdir()
+        (folder / name).mkdir()
     for number in range(4):
-        assert cv2.imwrite(str(tmp_path / f"images/{number}.png"), np.full((64, 64, 3), 100 + number, np.uint8))
-        (tmp_path / f"labels/{number}.txt").write_text("0 0.5 0.5 0.2 0.2\n" if number > 1 else "")
-    (tmp_path / "data.yaml").write_text('{"train": "images", "val": "images", "names": ["pit"]}')
+        assert cv2.imwrite(str(folder / f"images/{number}.png"), np.full((*shape, 3), 100 + number, np.uint8))
+        (folder / f"labels/{number}.txt").write_text("0 0.5 0.5 0.2 0.2\n" if number > 1 else "")
+    (folder / "data.yaml").write_text('{"train": "images", "val": "images", "names": ["pit"]}')
+
+
+def test_no_test_image_is_taken_for_empty_because_the_machine_is_slow(tmp_path):
+    _write_four(tmp_path, (64, 64))
     ran = subprocess.run(
         [sys.executable, "-c", _EVALUATE_SLOWLY, str(tmp_path)], capture_output=True, text=True, check=True
     )
@@ -241,12 +246,7 @@ def test_mosaics_end_at_once_where_loaders_have_processes_of_their_own(tmp_path)
 
 @pytest.mark.long
 def test_whole_images_are_shown_at_the_scale_of_tiles_and_as_much_at_once(tmp_path):
-    for name in ("images", "labels"):
-        (tmp_path / name).mkdir()
-    for number in range(4):
-        assert cv2.imwrite(str(tmp_path / f"images/{number}.png"), np.full((96, 128, 3), 100 + number, np.uint8))
-        (tmp_path / f"labels/{number}.txt").write_text("0 0.5 0.5 0.2 0.2\n" if number > 1 else "")
-    (tmp_path / "data.yaml").write_text('{"train": "images", "val": "images", "names": ["pit"]}')
+    _write_four(tmp_path, (96, 128))
     ran = subprocess.run(
         [sys.executable, "-c", _EVALUATE_WHOLE, str(tmp_path)], capture_output=True, text=True, check=True
     )
