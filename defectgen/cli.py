@@ -206,7 +206,9 @@ def init(
                 stdout.print(
                     "there is no clean image: defects would be added to the marked ones (data.base: defective)"
                 )
-            stderr.print(f"next: defectgen check {path}", markup=False, soft_wrap=True, highlight=False)
+            stderr.print(
+                f"next: defectgen check {shlex.quote(str(path))}", markup=False, soft_wrap=True, highlight=False
+            )
             stdout.print(str(path), markup=False, soft_wrap=True, highlight=False)
 
 
@@ -521,8 +523,9 @@ def train_yolo(
             stdout.print(verdict_line(results), markup=False, highlight=False)
             best = folder / "yolo" / results["best"]["weights"]
             if len(results["arms"]) > 1:
-                arm = results["best"]["arm"]
-                line = f"Weights of {arm}, the highest here (chosen by this very test set: expect less elsewhere):"
+                but = " but for full-real" if "full-real" in results["arms"] else ""
+                line = f"Weights of {results['best']['arm']}, the highest here{but}"
+                line += " (chosen by this very test set: expect less elsewhere):"
                 stdout.print(line, markup=False, soft_wrap=True, highlight=False)
             stdout.print(str(best), markup=False, soft_wrap=True, highlight=False)
         _report(folder, progress, log_file)
@@ -609,6 +612,8 @@ def _listed(option: str, text: str | None, known: tuple[str, ...] | None) -> lis
             raise UsageError(f"{option}: must be of {', '.join(known)}, got {value!r}")
         if known is None and not (value.isdecimal() and int(value) > 0):
             raise UsageError(f"{option}: must be whole numbers above 0, as in 5,10,20, got {value!r}")
+    if len(set(values)) < len(values):
+        raise UsageError(f"{option}: must name each once, got {text!r}")
     return values
 
 

@@ -62,7 +62,8 @@ _REMEDIES = {
     "no visible change": "fit longer (generator.steps), or lower labels.min_change",
     "fainter than real ones": "fit longer (generator.steps), or lower screen.min_contrast",
     "smaller than asked": "fit longer (generator.steps), or lower labels.min_area_fraction",
-    "overlaps another label": "lower place.per_image, or raise place.max_overlap",
+    # Where nothing is placed, it is the label of a real defect.
+    "overlaps another label": "raise place.max_overlap",
 }
 
 

@@ -68,7 +68,7 @@ def draft(
     name, data = recipe.name, recipe.data.model_dump(exclude_unset=True)
     classes = data.get("classes") or list(sources.class_names)
     lines = ["# Drafted by `defectgen init`, which found:", *(f"#   {note}" for note in layout.notes)]
-    lines += [f"name: {name}", "data:"]
+    lines += [_line("name", name).strip(), "data:"]
     fields = {"root": _root_from(recipe_path, Path(data["root"])), "format": data["format"], "classes": classes}
     fields |= {field: value for field, value in layout.data.items() if field not in fields}
     if recipe.data.group_pattern is not None:
@@ -107,7 +107,10 @@ def _root_from(recipe_path: Path | None, root: Path) -> str:
         return str(root)
     folder = Path(os.path.normpath(recipe_path.parent.absolute()))
     root = Path(os.path.normpath(root))
-    return root.relative_to(folder).as_posix() if root.is_relative_to(folder) else str(root)
+    if not root.is_relative_to(folder):
+        return str(root)
+    relative = root.relative_to(folder).as_posix()
+    return f"./{relative}" if relative.startswith("~") else relative
 
 
 def _line(field: str, value: Any, comment: str | None = None) -> str:

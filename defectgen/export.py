@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import cv2
@@ -90,8 +91,9 @@ def export(
             f"{out}: was not written by export (it has no {MARK}), and is not replaced; name another --out"
         )
     splits = _splits(sources, validation)
-    above = {place for split in splits for item in split.items for place in item.image.path.absolute().parents[:1]}
-    within = next((place for place in sorted(above) if out.absolute().is_relative_to(place)), None)
+    listed = {_listed_folder(item.image) for split in splits for item in split.items}
+    place = Path(os.path.normpath(out.absolute()))
+    within = next((folder for folder in sorted(listed) if place.is_relative_to(folder)), None)
     if within is not None:
         raise UsageError(
             f"{out}: lies among the images it is made of ({within}), and would be read as such; name another"
@@ -145,6 +147,13 @@ def _require_whole(sources: Sources) -> None:
     if lines:
         more = f"\n... and {len(lines) - 1} more; see `defectgen check`" if len(lines) > 1 else ""
         raise DataError(f"{lines[0]}{more}")
+
+
+def _listed_folder(image: LabelledImage) -> Path:
+    """The folder that was listed to find the image, which may be in a folder below."""
+    path, below = image.path.absolute(), PurePosixPath(image.name).parts
+    # Two images of a name have been named apart.
+    return path.parents[len(below) - 1] if path.parts[-len(below) :] == below else path.parent
 
 
 def _splits(sources: Sources, validation: Sequence[Path]) -> list[_Split]:

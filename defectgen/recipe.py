@@ -6,6 +6,7 @@ import difflib
 import json
 import os
 import re
+import shlex
 from collections.abc import Sequence
 from pathlib import Path, PurePath
 from typing import Annotated, Any, Literal, get_args, get_origin
@@ -369,7 +370,9 @@ def load_recipe(path: Path, overrides: list[str] | None = None) -> Recipe:
         UsageError: the file is missing or no YAML mapping, or fields are wrong; one line per fault.
     """
     if path.is_dir():
-        raise UsageError(f"{path}: is a folder, not a recipe; draft one for it with `defectgen init {path}`")
+        raise UsageError(
+            f"{path}: is a folder, not a recipe; draft one for it with `defectgen init {shlex.quote(str(path))}`"
+        )
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -395,7 +398,8 @@ def _parse(raw: dict[str, Any], path: Path, overridden: Sequence[str]) -> Recipe
     root = recipe.data.root
     if root is None:
         return recipe
-    expanded = Path(_expand_environment(root, path)).expanduser()
+    # Not Path.expanduser, which drops a leading "./" and knows no folder that is named "~data".
+    expanded = os.path.expanduser(_expand_environment(root, path))  # noqa: PTH111
     absolute = str(Path(os.path.normpath((path.parent / expanded).absolute())))
     return recipe.model_copy(update={"data": recipe.data.model_copy(update={"root": absolute})})
 

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from defectgen.errors import DataError
+from defectgen.errors import DefectgenError
 
 XYXY = tuple[float, float, float, float]
 Polygon = tuple[tuple[float, float], ...]
@@ -70,8 +70,8 @@ class Problem:
     remedy: str
 
     @classmethod
-    def of_error(cls, error: DataError) -> Problem:
-        """The error, whose message is `file: reason; remedy`."""
+    def of_error(cls, error: DefectgenError) -> Problem:
+        """The error, whose message is `place: reason; remedy`."""
         path, _, rest = str(error).partition(": ")
         reason, _, remedy = rest.rpartition("; ")
         return cls("error", path, "", reason, remedy)

@@ -556,9 +556,17 @@ def _control_set(arm: str, recipe: Recipe, sources: Sources, out: Path, *, progr
             return folder
     _delete(folder.parent, [folder.name, partial.name])
     partial.mkdir(parents=True)
+    painted = 0
     for position in range(num_images):
-        _write(make(position), partial, recipe, sources, task)
+        composite = make(position)
+        painted += len(composite.placed)
+        _write(composite, partial, recipe, sources, task)
         progress(arm.removeprefix("real+"), position + 1, num_images, "")
+    if not painted and arm != "real+aug":
+        raise RunError(
+            f"train_yolo.arms: {arm}: every one of its defects was fainter than real ones; leave out the arm, or lower "
+            "screen.min_contrast"
+        )
     finish(
         partial,
         recipe_yaml=recipe.to_yaml(),

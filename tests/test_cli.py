@@ -248,12 +248,26 @@ def test_check_warns_of_classes_with_too_few_defects(run: Run, factory: Factory)
         for number, name in enumerate(("scratch", "pit"))
     }
     assert any("has 1 marked defect held out" in one["reason"] for one in problems)
+    assert {one["remedy"] for one in problems} == {"mark more"}
+
+
+def test_check_warns_of_a_small_budget_of_many_defects_and_of_none_held_out(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "factory").mkdir()
+    factory = Factory(tmp_path / "factory", num_images=16)
+    factory.write(data={"test_groups": [f"part{number}.png" for number in range(0, 10, 2)], "per_class": 2})
+    problems = json.loads(run("check", factory.recipe, "--json").stdout)["problems"]
+    # Of 8 each, 5 and none are held out.
+    assert [(one["path"], one["where"], one["reason"].split(" marked")[0], one["remedy"]) for one in problems] == [
+        ("data.train_images", "class 0 'scratch'", "has 2", "mark more"),
+        ("data.train_images", "class 1 'pit'", "has 2", "raise data.per_class or data.max_images"),
+        ("data.test_images", "class 1 'pit'", "has 0", "mark more"),
+    ]
 
 
 @pytest.mark.parametrize(
     ("model", "reason"),
     [
-        ("yolo11z.yaml", "must be yolo11n.yaml"),
+        ("yolo11z.yaml", "is no YOLO11, got 'yolo11z.yaml'"),
         ("gone.pt", "no file"),
         ("empty.pt", "(0 bytes) holds no weights"),
         ("yolo11n-seg.yaml", "has boxes without an outline"),
@@ -539,6 +553,7 @@ def test_terminated_command_ends_as_an_interrupted_one_does(factory: Any) -> Non
     )
     done = subprocess.run([sys.executable, "-c", code, "check", str(factory.recipe)], capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (143, "ended\n"), done.stderr
+    assert done.stderr.endswith("ended by SIGTERM; what is done is kept: the same command goes on\n")
 
 
 def test_interrupted_command_says_how_to_go_on(
@@ -607,6 +622,20 @@ def test_init_writes_a_recipe_once_and_says_what_it_found(run: Run, tmp_path: Pa
     wrong = run("init", folder, "--recipe", tmp_path / "other.yaml", "--format", "coco")
     assert wrong.exit_code == 1 and "no annotations of them in the format coco" in wrong.stderr
     assert not (tmp_path / "other.yaml").exists()
+
+
+def test_recipe_of_a_folder_beside_it_is_moved_with_it(run: Run, tmp_path: Path, fitted: Any) -> None:
+    # A number, and what a shell or Path.expanduser would take for another user's home.
+    (tmp_path / "here").mkdir()
+    for name in ("2024", "~mine"):
+        shutil.copytree(fitted.out / "demo", tmp_path / "here" / name)
+        drafted = run("init", tmp_path / "here" / name, "--recipe", tmp_path / f"here/{name}.yaml")
+        assert drafted.exit_code == 0, drafted.output
+    assert "\nname: '2024'\n" in (tmp_path / "here/2024.yaml").read_text()
+    assert "root: ./~mine " in (tmp_path / "here/~mine.yaml").read_text()
+    moved = (tmp_path / "here").rename(tmp_path / "my parts")
+    for name in ("2024", "~mine"):
+        assert run("check", moved / f"{name}.yaml").exit_code == 0
 
 
 def test_log_file_has_the_command_its_progress_and_its_errors(

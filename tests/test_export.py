@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -323,8 +324,6 @@ def test_image_without_its_label_file_is_not_left_out_in_silence(tmp_path: Path)
 
 
 def test_name_that_is_no_utf8_is_refused_before_anything_is_written(sources: Sources, tmp_path: Path) -> None:
-    from dataclasses import replace
-
     image = sources.test[0]
     odd = replace(image, name="caf\udce9.jpg", path=image.path.with_name("caf\udce9.jpg"))
     for to in FORMATS:
@@ -380,8 +379,6 @@ def test_one_process_at_a_time_writes_a_folder(sources: Sources, tmp_path: Path)
 def test_what_cannot_be_written_is_refused(
     sources: Sources, tmp_path: Path, change: Callable[[Sources], dict[str, Any]], to: str, message: str
 ) -> None:
-    from dataclasses import replace
-
     with pytest.raises(DataError, match=message):
         export(replace(sources, **change(sources)), tmp_path / "out", to, progress=silent)
     assert not (tmp_path / "out").exists()
@@ -465,7 +462,12 @@ def in_order(boxes: Iterable[tuple[float, ...]]) -> np.ndarray:
 
 
 def test_set_is_not_written_among_the_images_it_is_made_of(sources: Sources, tmp_path: Path) -> None:
-    out = sources.train_pool[0].path.parent / "exported"
-    with pytest.raises(UsageError, match="lies among the images it is made of"):
-        export(sources, out, "coco", progress=lambda *_: None)
-    assert not out.exists()
+    image = sources.train_pool[0]
+    listed = image.path.parents[1]
+    assert image.name.count("/") == 1
+    for out in (image.path.parent / "exported", listed / "exported"):
+        with pytest.raises(UsageError, match="lies among the images it is made of"):
+            export(sources, out, "coco", progress=silent)
+        assert not out.exists()
+    export(sources, listed / "../../beside", "coco", progress=silent)
+    assert (listed.parents[1] / "beside").is_dir()

@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -112,6 +113,26 @@ def test_held_out_parts_can_be_gone_before_anything_is_fitted_made_or_trained_on
             kept.append((folder / "seen.txt").exists())
             (folder / "seen.txt").touch()
     assert kept == [False, True, False, True]
+
+
+def test_control_set_without_a_defect_to_be_seen_is_none(
+    fitted: Any, made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = Path(shutil.copytree(made, tmp_path / "run"))
+    screen = fitted.recipe.screen.model_copy(update={"min_contrast": 1.0})
+    recipe = fitted.recipe.model_copy(update={"screen": screen})
+    sources, load = running.read_sources(recipe, out), running.load_studio
+
+    def demanding(*args: Any, **options: Any) -> Any:
+        studio = load(*args, **options)
+        return replace(studio, least_contrasts=[1e9 for _ in studio.least_contrasts])
+
+    monkeypatch.setattr(running, "load_studio", demanding)
+    for arm in ("real+copy-paste", "real+procedural"):
+        with pytest.raises(
+            RunError, match=rf"train_yolo\.arms: {re.escape(arm)}: every one of its defects was fainter"
+        ):
+            running._control_set(arm, recipe, sources, out, progress=silent)
 
 
 def test_synth_makes_a_data_set_that_verifies_and_leaves_nothing_else(fitted: Any, made: Path, toys: Any) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from defectgen.yolo.results import alarms_caption
-from defectgen.yolo.verdict import CEILING, FEWEST_SEEDS, OWN_ARM, REAL_ARM, judge, paired_interval
+from defectgen.yolo.verdict import CEILING, FEWEST_SEEDS, OWN_ARM, REAL_ARM, Difference, judge, paired_interval
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -92,7 +92,7 @@ def _worth(real: dict[int, dict[int, float]], own: dict[int, float], k: int) -> 
     low, high: the largest number of further real defects that it is shown to be better than, and the least that is
     shown to be better than it, by the 95 % interval of the differences to the curves, draw by draw (the test turned
     round, as in Fieller, J. R. Stat. Soc. B 1954): the spread of the curve is in it as that of the gain. None with one
-    seed.
+    seed, or where two have the same gain.
     """
     seeds = sorted(set(own) & set(real[k]))
     # Means over all of these draws, where there are all of them: others would shift the curve.
@@ -101,7 +101,8 @@ def _worth(real: dict[int, dict[int, float]], own: dict[int, float], k: int) -> 
     found = worth(means, k, float(np.mean([own[seed] for seed in seeds]))) if seeds else None
     if found is None:
         return None
-    if len(seeds) < FEWEST_SEEDS:
+    gains = [own[seed] - real[k][seed] for seed in seeds]
+    if len(seeds) < FEWEST_SEEDS or not Difference(REAL_ARM, *paired_interval(gains), len(seeds)).has_spread:
         return {"mean": found, "low": None, "high": None}
     numbers = np.arange(max(curve) - k + 1)
     logs = np.log(list(curve))
@@ -150,7 +151,7 @@ def sentences(summary: dict[str, Any]) -> list[str]:
             continue
         line = f"K = {k}: {of_k['verdict']['sentence']}"
         over_real = of_k["difference"].get(REAL_ARM)
-        if of_k["worth"] and over_real["low"] is not None and over_real["low"] > 0:
+        if of_k["worth"] and of_k["worth"]["low"] and over_real["low"] > 0:
             mean, low, high = (of_k["worth"][end] for end in ("mean", "low", "high"))
             worth_it = "Worth" if of_k["verdict"]["finding"] == "helps" else "The gain over real images alone is worth"
             line += f" {worth_it} {'' if mean['at_least'] else 'about '}{_defects(mean)} more real defects per class"

@@ -33,18 +33,28 @@ def look_closely(sources: Sources, progress: Progress = silent) -> Sources:
 
 def _few_marked(sources: Sources) -> list[Problem]:
     """A warning for each class with fewer defects than a generator or a comparison can do with."""
+
+    def counted(images: Iterable[LabelledImage]) -> Counter[int]:
+        return Counter(mark.class_id for image in images for mark in image.annotations)
+
     problems = []
+    pool = counted(sources.train_pool)
     for field, images, fewest, what in (
         ("data.train_images", sources.train, _FEWEST_TRAINED, "to train on: what is made will hardly vary"),
         ("data.test_images", sources.test, _FEWEST_TESTED, "held out: detectors cannot be told apart by so few"),
     ):
-        counts = Counter(mark.class_id for image in images for mark in image.annotations)
-        problems += [
-            Problem("warning", field, f"class {class_id} {sources.class_names[class_id]!r}", reason, "mark more")
-            for class_id, count in sorted(counts.items())
-            if count < fewest
-            for reason in (f"has {count} marked defect{'s' if count > 1 else ''} {what}",)
-        ]
+        counts = counted(images)
+        for class_id in sorted(pool) if images else ():
+            count = counts[class_id]
+            # None at all within the budget is told of by whoever cut it.
+            if count >= fewest or (count == 0 and images is sources.train):
+                continue
+            spare = images is sources.train and pool[class_id] >= fewest
+            remedy = "raise data.per_class or data.max_images" if spare else "mark more"
+            reason = f"has {count} marked defect{'' if count == 1 else 's'} {what}"
+            problems.append(
+                Problem("warning", field, f"class {class_id} {sources.class_names[class_id]!r}", reason, remedy)
+            )
     return problems
 
 

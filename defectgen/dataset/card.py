@@ -77,7 +77,8 @@ def dataset_card(
         "## Make it again",
         "Save the recipe below as `recipe.yaml`, set `data.root` to the folder of the data, then:",
         "```\ndefectgen synth recipe.yaml\ndefectgen verify DATASET_FOLDER\n```",
-        "With this run's `generator/` folder beside it the bytes are the same; one fitted anew elsewhere is another.",
+        "Where this run's `recipe.yaml` and `generator/` were copied into the run folder before (`runs/NAME`, or "
+        "`--out`), the bytes are the same; a generator fitted anew elsewhere is another.",
         f"The generator's fingerprint was `{header['generator_fingerprint']}`.",
         f"```yaml\n{recipe_yaml.rstrip()}\n```",
     ]

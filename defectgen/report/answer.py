@@ -10,7 +10,7 @@ from typing import Any
 from defectgen.dataset.manifest import MANIFEST_NAME
 from defectgen.images import sha256_file
 from defectgen.yolo.results import FIGURE_NAMES, SCORES, verdict_line
-from defectgen.yolo.verdict import CEILING, COPIES_ARM, OWN_ARM, REAL_ARM
+from defectgen.yolo.verdict import CEILING, COPIES_ARM, OWN_ARM, REAL_ARM, Difference
 
 # More of the defects tried than this refused is worth a word, and so is a larger share of copies.
 _MANY_REFUSED, _MANY_COPIES = 0.8, 0.2
@@ -109,9 +109,11 @@ def answer_of(results: dict[str, Any] | None, figures: dict[str, Any] | None, da
 def rival_of(verdict: dict[str, Any]) -> str | None:
     """See `Answer.rival`."""
     over_real = verdict.get("over_real")
-    if verdict["finding"] == "no difference shown" and over_real is not None and over_real["low"] > 0:
-        against: str = verdict["decided_by"]["against"]
-        return against
+    if verdict["finding"] == "no difference shown" and over_real is not None:
+        gain = Difference(**over_real)
+        if gain.low > 0 and gain.has_spread:
+            against: str = verdict["decided_by"]["against"]
+            return against
     return verdict.get("over_rival_alone")
 
 

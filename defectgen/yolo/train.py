@@ -157,7 +157,8 @@ def label_agreement(out: Path, arm: str, *, judge: str, progress: Progress) -> d
         "test_imgsz": settings["imgsz"],
     }
     samples = sha256_file(folder / "samples.json")
-    fingerprint = hashlib.sha256(to_json([job, sha256_file(Path(job["weights"])), samples])).hexdigest()
+    judged_by = [JUDGING_VERSION, job, sha256_file(Path(job["weights"])), samples]
+    fingerprint = hashlib.sha256(to_json(judged_by)).hexdigest()
     kept = read_json(target / "result.json")
     if kept is None or kept.get("job_sha256") != fingerprint:
         shutil.rmtree(target, ignore_errors=True)
@@ -193,9 +194,8 @@ def resolve_model(model: str) -> str:
         return str(path)
     if not _YAML_MODEL.fullmatch(model):
         raise UsageError(
-            "train_yolo.model: must be yolo11n.yaml (or s, m, l, x; -seg for outlines, -obb for oriented "
-            "boxes, -cls for classes of crops) or a local .pt file, "
-            f"got {model!r}"
+            f"train_yolo.model: is no YOLO11, got {model!r}; name yolo11n.yaml (or s, m, l, x, with -seg for outlines, "
+            "-obb for oriented boxes, -cls for classes of crops) or a local .pt file"
         )
     return model
 
@@ -206,9 +206,7 @@ def faults_of_model(config: TrainYolo, sources: Sources) -> list[Problem]:
         resolve_model(config.model)
         check_outlines(sources, config)
     except DefectgenError as error:
-        place, _, rest = str(error).partition(": ")
-        reason, _, remedy = rest.partition("; ")
-        return [Problem("error", place, "", reason, remedy)]
+        return [Problem.of_error(error)]
     return []
 
 

@@ -101,7 +101,7 @@ class Verdict:
         decided = self.decided_by.phrase(f", over {self.decided_by.num_seeds} {over}")
         images = f"{num_test_images} real held-out images"
         if num_test_groups is not None and num_test_groups <= FEW_GROUPS:
-            images += f" of {num_test_groups} group{'s' if num_test_groups > 1 else ''} alone,"
+            images += f", with defects of {num_test_groups} group{'s' if num_test_groups > 1 else ''} alone,"
         line = f"{what}: on {images} {self.figure} changes by {decided}"
         if self.over_real is not None:
             line += f", and by {self.over_real.phrase()}"

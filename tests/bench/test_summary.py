@@ -129,10 +129,16 @@ def test_spread_of_the_real_curve_is_in_the_interval_of_the_worth() -> None:
     assert unsure["high"] == {"defects": 20, "at_least": True} and unsure["low"]["defects"] < steep["low"]["defects"]
 
 
+def test_same_gain_in_two_seeds_is_worth_nothing_that_could_be_told() -> None:
+    curve = rows(10, real=(0.2, 0.3))
+    (said, *_) = sentences(summarise(rows(5, real=(0.1, 0.2), own=(0.15, 0.25)) + curve, num_test_images=9))
+    assert "the same in both seeds, so without interval" in said and "more real defects" not in said
+
+
 def test_verdict_names_few_test_groups_and_draws_that_are_alike() -> None:
     both = [one | {"images": 27, "pool": 31} for one in rows(real=(0.2, 0.21), own=(0.3, 0.31))]
     (said,) = sentences(summarise(both, num_test_images=148, num_test_groups=1))
-    assert ": on 148 real held-out images of 1 group alone, mAP50-95 changes by" in said
+    assert ": on 148 real held-out images, with defects of 1 group alone, mAP50-95 changes by" in said
     assert said.endswith(
         "A draw takes 87% of the images there are to draw from: draws so alike differ less than new "
         "ones would, so the intervals are too narrow."

@@ -336,10 +336,14 @@ def test_answer_names_the_rival_that_does_better() -> None:
     assert Answer("hurts", (), rival="real+copy-paste").headline == "Do not use it: copy-paste does better"
     assert Answer("hurts", ()).headline == "Do not use it: it hurts"
     assert Answer("helps", (), rival="real+aug").headline == "Better than aug"
-    unsure = {"finding": "no difference shown", "decided_by": {"against": "real+aug"}, "over_real": {"low": 0.1}}
-    said = Answer(unsure["finding"], (), rival=rival_of(unsure)).headline
+    unsure = {"finding": "no difference shown", "decided_by": {"against": "real+aug"}}
+    over_real = {"against": "real", "mean": 1.0, "low": 0.1, "high": 1.9, "num_seeds": 3}
+    said = Answer(unsure["finding"], (), rival=rival_of(unsure | {"over_real": over_real})).headline
     assert said == "Better than the real images alone, no gain shown over aug"
-    assert rival_of(unsure | {"over_real": {"low": -0.1}}) is None and rival_of(unsure | {"over_real": None}) is None
+    # Not where the interval reaches 0, and not where two seeds have the same by chance.
+    for none in ({"low": -0.1}, {"low": 1.0, "high": 1.0, "num_seeds": 2}):
+        assert rival_of(unsure | {"over_real": over_real | none}) is None
+    assert rival_of(unsure | {"over_real": None}) is None
     verdict = {"finding": "helps", "left_out": ["real"]}
     (said,) = unrivalled(verdict, ["real", "real+copy-paste", "real+defectgen"])
     assert "add the arm real." in said

@@ -189,6 +189,14 @@ def test_too_large_test_images_are_judged_on_tiles(tmp_path, make_sources, monke
         assert len(plan_arms(config=config, sources=sources, synthetic={}, seed=0).test) == test_files
 
 
+def test_detectors_of_images_enlarged_to_a_tile_are_judged_on_tiles(tmp_path, make_sources):
+    sources, small = make_sources(tmp_path / "sources", size=128), make_sources(tmp_path / "small", size=48)
+    config = TrainYolo(arms=["real"], tile_px=64, imgsz=64, iterations=8, batch=8)
+    for image, test_files in ((small.train[0], 20), (make_sources(tmp_path / "tiles", size=64).train[0], 5)):
+        mixed = replace(sources, train=(*sources.train, image), train_pool=(*sources.train_pool, image))
+        assert len(plan_arms(config=config, sources=mixed, synthetic={}, seed=0).test) == test_files
+
+
 def test_files_lists_and_samples_json_agree(tmp_path, plan_with):
     plan = plan_with()
     out = tmp_path / "yolo"

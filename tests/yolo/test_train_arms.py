@@ -6,6 +6,7 @@ import subprocess
 import sys
 import zipfile
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -15,6 +16,7 @@ from rich.console import Console
 from defectgen.errors import RunError, UsageError
 from defectgen.progress import silent
 from defectgen.recipe import TrainYolo
+from defectgen.records import Annotation, LabelledImage
 from defectgen.yolo.environment import _container_cores, num_threads, worker_environment
 from defectgen.yolo.results import collect_results, mean_metrics, missed_weights, results_tables, verdict_line
 from defectgen.yolo.train import refuse_other_settings, resolve_model, train_arms
@@ -28,7 +30,7 @@ def test_missing_weights_are_not_downloaded(tmp_path):
 
 @pytest.mark.parametrize("model", ["yolov8n.yaml", "yolo11n", "https://example.org/yolo11n.yaml", "yolo11n-pose.yaml"])
 def test_other_models_are_refused(model):
-    with pytest.raises(UsageError, match=r"train_yolo\.model: must be yolo11n\.yaml"):
+    with pytest.raises(UsageError, match=r"train_yolo\.model: is no YOLO11, .*name yolo11n\.yaml"):
         resolve_model(model)
 
 
@@ -142,13 +144,19 @@ def test_two_seeds_give_a_verdict_and_one_says_what_it_takes():
             for seed, score in enumerate(scores)
         ]
 
-    plan = SimpleNamespace(task="detect", test=[], num_clean_images=0, test_imgsz=320)
+    mark = Annotation(0, (1, 1, 5, 5))
+    images = [LabelledImage(Path(name), name, (9, 9), name, marks) for name, marks in (("a", (mark,)), ("b", ()))]
+    test = [SimpleNamespace(image=image) for image in images]
+    plan = SimpleNamespace(task="detect", test=test, num_clean_images=1, test_imgsz=320)
 
     def collected(*per_arm):
         results = dict(zip(("real", "real+defectgen"), (runs(*scores) for scores in per_arm), strict=True))
         return collect_results(results, config=TrainYolo(), class_names=["scratch", "spot"], plan=plan)
 
-    assert verdict_line(collected((0.2, 0.21), (0.3, 0.32))).startswith("Adding the synthetic images helps: ")
+    said = (
+        "Adding the synthetic images helps: on 2 real held-out images, with defects of 1 group alone, mAP50-95 changes"
+    )
+    assert verdict_line(collected((0.2, 0.21), (0.3, 0.32))).startswith(said)
     assert collected((0.2, 0.21), (0.1, 0.12))["verdict"]["finding"] == "hurts"
     assert "two seeds" in verdict_line(collected((0.2,), (0.3,)))
 
