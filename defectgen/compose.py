@@ -403,10 +403,7 @@ def _judge(
     label = evenly
     after = window_view(image, placement.window, window_px)
     if margin_px and drawn.copied is not None:
-        model = studio.models[placement.model]
-        at_least = 0.0 if model.photographed else LEAST_OWN_MARGIN * margin_px
-        at_most = MOST_OWN_MARGIN * margin_px + 2 * model.crop.window.side / window_px
-        own = _own_label(model, placement, before, after, min_change, (at_least, at_most), size_wh)
+        own = _own_label(studio.models[placement.model], placement, before, after, min_change, margin_px, size_wh)
         label = evenly if own is None else union(own, measured.xyxy)
     seen = contrast(after, before, min_change=min_change)
     least = recipe.screen.min_contrast * studio.least_contrasts[placement.class_id]
@@ -458,18 +455,19 @@ def _own_label(
     before: np.ndarray,
     after: np.ndarray,
     min_change: int,
-    limits: tuple[float, float],
+    margin_px: float,
     size_wh: tuple[int, int],
 ) -> XYXY | None:
-    """The label of a redrawn copy, with the margin of its own model, on each side at least the lower of the `limits`
-    (pixels); None where the model has no box, nothing is seen, or a side is above the upper one.
+    """The label of a redrawn copy, with the margin of its own model; None where the model has no box, nothing is seen,
+    or that margin is far above `margin_px`, its class's.
 
     What is visible is measured alike of both, at the generator's scale, so that what the measure misses of a defect, or
     its twin gets wrong, is in neither.
     """
     if model.crop.outlined:
         return None
-    at_least, at_most = limits
+    at_least = 0.0 if model.photographed else LEAST_OWN_MARGIN * margin_px
+    at_most = MOST_OWN_MARGIN * margin_px + 2 * model.crop.window.side / len(after)
     margin = own_margin(model.crop, model.twin, min_change=min_change, at_least=at_least)
     # Beyond the edges of its image the window shows mirror images.
     inside = inside_at(placement.window, size_wh, len(after))

@@ -296,12 +296,13 @@ def test_box_around_half_of_a_defect_is_no_margin_to_label_by(toys: Any, tmp_pat
     half[:, SIDE // 2 :] = real[:, SIDE // 2 :]
     placement: Any = SimpleNamespace(window=model.crop.window, turn=Turn())
 
-    def label(twin: np.ndarray, at_most: float) -> Any:
-        return _own_label(replace(model, twin=twin), placement, clean, real, 14, (0.0, at_most), (96, 96))
+    def label(twin: np.ndarray, margin_px: float) -> Any:
+        return _own_label(replace(model, twin=twin), placement, clean, real, 14, margin_px, (96, 96))
 
-    assert label(clean, 9.0) == pytest.approx(model.crop.xyxy, abs=1)
-    assert label(half, 99.0)[2] == pytest.approx(model.crop.xyxy[2] + 8, abs=2)
-    assert label(half, 9.0) is None
+    # Three times the class's margin, and two of the generator's pixels.
+    assert label(clean, 2.0) == pytest.approx(model.crop.xyxy, abs=1)
+    assert label(half, 4.0)[2] == pytest.approx(model.crop.xyxy[2] + 8, abs=2)
+    assert label(half, 2.0) is None
 
 
 class FaintTail(Blobs):

@@ -39,22 +39,21 @@ def _few_marked(sources: Sources) -> list[Problem]:
 
     problems = []
     pool = counted(sources.train_pool)
-    for field, images, fewest, what in (
-        ("data.train_images", sources.train, _FEWEST_TRAINED, "to train on: what is made will hardly vary"),
-        ("data.test_images", sources.test, _FEWEST_TESTED, "held out: detectors cannot be told apart by so few"),
-    ):
-        counts = counted(images)
-        for class_id in sorted(pool) if images else ():
-            count = counts[class_id]
-            # None at all within the budget is told of by whoever cut it.
-            if count >= fewest or (count == 0 and images is sources.train):
-                continue
-            spare = images is sources.train and pool[class_id] >= fewest
-            remedy = "raise data.per_class or data.max_images" if spare else "mark more"
+    trained, tested = counted(sources.train), counted(sources.test)
+    for class_id, there in sorted(pool.items()):
+        found = []
+        # None at all within the budget is told of by whoever cut it.
+        if 0 < trained[class_id] < _FEWEST_TRAINED:
+            remedy = "raise data.per_class or data.max_images" if there >= _FEWEST_TRAINED else "mark more"
+            what = "to train on: what is made will hardly vary"
+            found.append(("data.train_images", trained[class_id], what, remedy))
+        if sources.test and tested[class_id] < _FEWEST_TESTED:
+            what = "held out: detectors cannot be told apart by so few"
+            found.append(("data.test_images", tested[class_id], what, "mark more"))
+        for field, count, what, remedy in found:
             reason = f"has {count} marked defect{'' if count == 1 else 's'} {what}"
-            problems.append(
-                Problem("warning", field, f"class {class_id} {sources.class_names[class_id]!r}", reason, remedy)
-            )
+            where = f"class {class_id} {sources.class_names[class_id]!r}"
+            problems.append(Problem("warning", field, where, reason, remedy))
     return problems
 
 

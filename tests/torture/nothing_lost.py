@@ -108,15 +108,29 @@ def finish(stage: str, recipe: Recipe, out: Path) -> float:
     return time.monotonic() - began
 
 
-def kill_after(seconds: float, stage: str, recipe: Recipe, out: Path) -> float | None:
-    """Seconds that it took where it ended before; None where it was killed."""
-    began = time.monotonic()
-    process = start(stage, recipe, out)
-    process.join(seconds)
-    took = time.monotonic() - began
-    process.kill()
-    process.join()
-    return None if process.exitcode == -signal.SIGKILL else took
+class Killer:
+    """Kills a stage at shares of its time.
+
+    Attributes:
+        seconds: that it takes: as timed, and less where the machine was busy then and the stage ended before its share.
+        killed: how often it was still at work.
+    """
+
+    def __init__(self, stage: str, recipe: Recipe, seconds: float) -> None:
+        self.stage, self.recipe, self.seconds, self.killed = stage, recipe, seconds, 0
+
+    def kill(self, out: Path, share: float, *, goes_on: bool) -> None:
+        """`goes_on`: after it was killed before, so that it tells nothing of how long the whole takes."""
+        began = time.monotonic()
+        process = start(self.stage, self.recipe, out)
+        process.join(share * self.seconds)
+        took = time.monotonic() - began
+        process.kill()
+        process.join()
+        if process.exitcode == -signal.SIGKILL:
+            self.killed += 1
+        elif not goes_on:
+            self.seconds = took
 
 
 class FailingWrites:

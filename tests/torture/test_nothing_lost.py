@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from nothing_lost import DONE, REFUSED, FailingWrites, KilledBeforeMove, finish, kill_after, shares, start
+from nothing_lost import DONE, REFUSED, FailingWrites, KilledBeforeMove, Killer, finish, shares, start
 
 from defectgen.dataset.manifest import read_manifest
 from defectgen.errors import DataError
@@ -84,20 +84,17 @@ def assert_nothing_torn(out: Path) -> None:
 @times(34)
 @pytest.mark.parametrize("stage", STAGES)
 def test_killed_it_goes_on(stage: str, count: int, recipe: Recipe, whole: Any, before: Any, toys: Any) -> None:
-    expected, seconds = content(whole[0], stage, toys), whole[1][stage]
-    killed = 0
+    expected = content(whole[0], stage, toys)
+    killer = Killer(stage, recipe, whole[1][stage])
     for share in shares(count, seed=1):
         out = before(stage)
         # Twice: what goes on can be killed, too.
         for part in (share / 2, share):
-            took = kill_after(part * seconds, stage, recipe, out)
-            killed += took is None
-            # The machine may have been busy when the stage was timed.
-            seconds = min(seconds, took or seconds) if part < share else seconds
+            killer.kill(out, part, goes_on=part == share)
             assert_nothing_torn(out)
         finish(stage, recipe, out)
         assert content(out, stage, toys) == expected
-    assert killed >= max(count // 2, 1)
+    assert killer.killed >= max(count // 2, 1)
 
 
 @pytest.mark.torture
@@ -143,13 +140,11 @@ def test_killed_review_goes_on(count: int, recipe: Recipe, before_review: Any, t
     old, seconds = content(out, "synth", toys), finish("review", recipe, out)
     expected = content(out, "synth", toys)
     assert expected != old
-    killed = 0
+    killer = Killer("review", recipe, seconds)
     for share in shares(count, seed=2):
         out = before_review(tmp_path)
         for part in (share / 2, share):
-            took = kill_after(part * seconds, "review", recipe, out)
-            killed += took is None
-            seconds = min(seconds, took or seconds) if part < share else seconds
+            killer.kill(out, part, goes_on=part == share)
             assert_nothing_torn(out)
             # One of the two is whole at every moment.
             sets = [out / name for name in ("dataset", "dataset.partial", "dataset.replaced")]
@@ -157,7 +152,7 @@ def test_killed_review_goes_on(count: int, recipe: Recipe, before_review: Any, t
         finish("review", recipe, out)
         assert content(out, "synth", toys) == expected
         assert not list(out.glob("dataset.*"))
-    assert killed >= max(count // 2, 1)
+    assert killer.killed >= max(count // 2, 1)
 
 
 @times(25)
