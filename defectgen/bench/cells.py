@@ -20,16 +20,19 @@ from defectgen import __version__
 from defectgen.bench.plots import write_plots
 from defectgen.bench.summary import summarise
 from defectgen.data.load import load_sources, require_usable
+from defectgen.data.region import regions_sha256
+from defectgen.dataset.manifest import MANIFEST_NAME, read_manifest
 from defectgen.diagnostics import diagnose
 from defectgen.errors import RunError, UsageError
-from defectgen.images import sha256_file, write_bytes_atomic
+from defectgen.images import sha256_bytes, sha256_file, write_bytes_atomic
 from defectgen.progress import Progress
 from defectgen.recipe import DEFAULT_ARMS, Arm, Recipe
+from defectgen.records import Sources
 from defectgen.run import held, read_sources, run_train_yolo
 from defectgen.studio import FIT_VERSION, images_digest, load_studio
 from defectgen.yolo.arm_files import read_json, to_json
 from defectgen.yolo.arms import task_of_model
-from defectgen.yolo.train import JUDGING_VERSION, computed_by, label_agreement
+from defectgen.yolo.train import JOB_VERSION, JUDGING_VERSION, computed_by, label_agreement
 from defectgen.yolo.verdict import CEILING, COPIES_ARM, OWN_ARM
 
 ProfileName = Literal["small", "full"]
@@ -48,9 +51,11 @@ class Profile:
 PROFILES: dict[ProfileName, Profile] = {
     # Two CPU cores and two hours.
     "small": Profile((10,), 3, DEFAULT_ARMS),
-    # A GPU.
+    # A GPU. Of recipes in tiles the size stays: enlarged, they would not be at the camera's scale.
     "full": Profile((5, 10, 20), 5, get_args(Arm), {"imgsz": 640, "iterations": 3000}),
 }
+# What a recipe says of a single run, and a bench takes from its options.
+_OF_OPTIONS = {"data": {"per_class": "--k", "max_images": "--k"}, "train_yolo": {"arms": "--arms", "seeds": "--seeds"}}
 
 
 def run_bench(
@@ -85,7 +90,11 @@ def run_bench(
         raise UsageError("bench: compares detectors by mAP; for a -cls model use train-yolo with train_yolo.seeds")
     plan = PROFILES[profile]
     ks, count = tuple(dict.fromkeys(ks or plan.ks)), num_seeds or plan.num_seeds
-    pinned_by_profile = {name: value for name, value in plan.train_yolo.items() if name not in pinned}
+    kept = {*pinned, "imgsz"} if recipe.train_yolo.tile_px is not None else pinned
+    pinned_by_profile = {name: value for name, value in plan.train_yolo.items() if name not in kept}
+    for section, options in _OF_OPTIONS.items():
+        for name in sorted(getattr(recipe, section).model_fields_set & options.keys()):
+            progress("bench", 0, 0, f"{section}.{name} of the recipe is for single runs; here {options[name]} decides")
     for name, value in pinned_by_profile.items():
         if value != (of_recipe := getattr(recipe.train_yolo, name)):
             progress(f"profile {profile}", 0, 0, f"train_yolo.{name} is {value}, not {of_recipe}; --set keeps another")
@@ -94,12 +103,11 @@ def run_bench(
     with held(folder):
         table = folder / "bench.jsonl"
         rows = _rows_on_disk(table)
-        cells = {}
-        for k in ks:
-            for seed in range(recipe.seed, recipe.seed + count):
-                there = [row["arm"] for row in rows if (row["k"], row["seed"]) == (k, seed)]
-                chosen = [arm for arm in get_args(Arm) if arm in there or arm in (arms or plan.arms)]
-                cells[k, seed] = cell_recipe(recipe, k, seed, pinned_by_profile | {"arms": chosen, "seeds": [0]})
+        cells = {
+            (k, seed): cell_recipe(recipe, k, seed, pinned_by_profile | {"seeds": [0]})
+            for k in ks
+            for seed in range(recipe.seed, recipe.seed + count)
+        }
         first, *_ = cells.values()
         # Cheap before dear: reading the data takes long where they are many.
         rows = _comparable(rows, "settings", settings := settings_digest(first), table, overwrite)
@@ -107,6 +115,10 @@ def run_bench(
         common = {"settings": settings, **{name: next(iter(budgets.values()))[name] for name in ("data", "test")}}
         for name in ("data", "test"):
             rows = _comparable(rows, name, common[name], table, overwrite)
+        for (k, seed), cell in cells.items():
+            there = [row["arm"] for row in rows if (row["k"], row["seed"]) == (k, seed)]
+            chosen = [arm for arm in get_args(Arm) if arm in there or arm in (arms or plan.arms)]
+            cells[k, seed] = cell_recipe(cell, k, seed, {"arms": chosen})
         summary: dict[str, Any] = {}
         for number, ((k, seed), cell) in enumerate(cells.items(), 1):
             name = f"run {number} of {len(cells)}, K {k}, seed {seed}"
@@ -127,7 +139,7 @@ def run_bench(
             # Until a cell is done again, its rows stay: they say which arms it has.
             rows = [row for row in rows if (row["k"], row["seed"]) != (k, seed)]
             of_cell = [
-                row | {"settings": settings, **budgets[k, seed]}
+                row | {"settings": settings, **budgets[k, seed], "rejected": _rejected(run)}
                 for row in cell_rows(results, recipe=recipe.name, profile=profile, k=k, seed=seed)
             ]
             rows = sorted([*rows, *of_cell], key=lambda row: (row["k"], row["seed"]))
@@ -166,13 +178,13 @@ def settings_digest(recipe: Recipe) -> str:
         del content[section][name]
     del content["seed"]
     weights = sha256_file(model) if model.is_file() else model.name
-    versions = [__version__, FIT_VERSION, JUDGING_VERSION]
+    versions = [__version__, FIT_VERSION, JOB_VERSION, JUDGING_VERSION]
     return hashlib.sha256(to_json([content, weights, computed_by(), versions])).hexdigest()
 
 
 _UNLIKE = {
     "settings": "other settings, on another device or by another version",
-    "data": "other training images or labels",
+    "data": "other training images, labels or masks",
     "test": "another test set",
 }
 
@@ -208,11 +220,11 @@ def _check_budgets(cells: dict[tuple[int, int], Recipe], out: Path) -> dict[tupl
     data = test = ""
     drawn: dict[tuple[int, tuple[str, ...]], int] = {}
     for (k, seed), cell in cells.items():
-        sources = load_sources(cell, out / "demo")
+        sources = load_sources(cell, _demo_folder(cell, out))
         require_usable(sources)
         counts = Counter(mark.class_id for image in sources.train for mark in image.annotations)
         defects = {name: counts[class_id] for class_id, name in enumerate(sources.class_names)}
-        data = data or images_digest((*sources.train_pool, *sources.train_clean))
+        data = data or _data_digest(cell, sources)
         test = test or images_digest((*sources.test, *sources.test_clean))
         budgets[k, seed] = {
             "defects": defects,
@@ -235,6 +247,20 @@ def _check_budgets(cells: dict[tuple[int, int], Recipe], out: Path) -> dict[tupl
                 "give fewer --seeds or another --k, or mark more defects"
             )
     return budgets
+
+
+def _data_digest(cell: Recipe, sources: Sources) -> str:
+    """Of what all cells are drawn from, and of the masks of where defects may be."""
+    images = images_digest((*sources.train_pool, *sources.train_clean))
+    bases = sources.train_clean if cell.data.base == "clean" else sources.train_pool
+    regions = regions_sha256(cell, bases)
+    return images if regions is None else sha256_bytes(f"{images}{regions}".encode())
+
+
+def _demo_folder(recipe: Recipe, out: Path) -> Path:
+    """Of its own for each demo product: with other settings, or by --overwrite, it is another."""
+    settings = to_json(None if recipe.data.demo is None else recipe.data.demo.model_dump())
+    return out / f"demo-{sha256_bytes(settings)[:8]}"
 
 
 def _rows_on_disk(table: Path) -> list[dict[str, Any]]:
@@ -320,6 +346,12 @@ def _diagnostics(cell: Recipe, folder: Path) -> dict[str, Any]:
     return {"sets": found}
 
 
+def _rejected(run: Path) -> int:
+    """How many images of the synthetic set a person rejected."""
+    manifest = run / "dataset" / MANIFEST_NAME
+    return len(read_manifest(manifest).header.get("rejected", [])) if manifest.exists() else 0
+
+
 def _with_fixed_split(recipe: Recipe, out: Path) -> Recipe:
     """`recipe` with its test groups named: by `recipe.seed` alone, each cell would be judged on other parts."""
     data = recipe.data
@@ -327,7 +359,7 @@ def _with_fixed_split(recipe: Recipe, out: Path) -> Recipe:
         return recipe
     # Without what has a folder of its own, and with it groups that are in no training folder.
     alone = recipe.model_copy(update={"data": data.model_copy(update={"test_clean": None})})
-    sources = load_sources(alone, out / "demo")
+    sources = load_sources(alone)
     groups = {image.group for image in sources.test}
     if data.test_clean is None:
         groups |= {image.group for image in sources.test_clean}

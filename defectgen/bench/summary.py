@@ -33,8 +33,8 @@ def summarise(
     arms: {arm: {figure: {"mean", "low", "high"}, "num_seeds"}}; low and high are None with one seed, a figure is None
     where the test set cannot tell. difference: {arm: {"mean", "low", "high"}}, `real+defectgen` minus the arm in points
     of mAP50-95, paired by seed. worth: of the gain over `real`, {"mean", "low", "high"}: see `worth`; of the same draws
-    of the real images alone. drawn: the share of the images to draw from that a draw takes, on average; None where the
-    rows do not say.
+    of the real images alone. reviewed: of how many draws a person rejected synthetic images. drawn: the share of the
+    images to draw from that a draw takes, on average; None where the rows do not say.
     `alone`: see `Verdict`.
     """
     by_k = {}
@@ -54,6 +54,7 @@ def summarise(
             "difference": difference,
             "verdict": verdict.to_json(said) if verdict and said else None,
             "worth": _worth(real, own or {}, k),
+            "reviewed": sum(row["arm"] == OWN_ARM and row.get("rejected", 0) > 0 for row in of_k),
             "drawn": float(np.mean(shares)) if shares else None,
         }
     first = rows[0]
@@ -156,6 +157,11 @@ def sentences(summary: dict[str, Any]) -> list[str]:
             worth_it = "Worth" if of_k["verdict"]["finding"] == "helps" else "The gain over real images alone is worth"
             line += f" {worth_it} {'' if mean['at_least'] else 'about '}{_defects(mean)} more real defects per class"
             line += f" (95 % interval: {_defects(low)} to {_defects(high)})."
+        elif of_k["worth"] is None and over_real and (over_real["low"] or 0) > 0 and _curve_lacks_seeds(summary, k):
+            line += f" Its worth in real defects is not told: no larger K has `{REAL_ARM}` with all of these draws."
+        if of_k["reviewed"]:
+            draws = of_k["arms"][OWN_ARM]["num_seeds"]
+            line += f" Of {of_k['reviewed']} of {draws} draws a person rejected synthetic images."
         if (of_k.get("drawn") or 0) > MOST_DRAWN:
             line += (
                 f" A draw takes {of_k['drawn']:.0%} of the images there are to draw from: draws so alike differ less "
@@ -163,6 +169,11 @@ def sentences(summary: dict[str, Any]) -> list[str]:
             )
         lines.append(line)
     return lines
+
+
+def _curve_lacks_seeds(summary: dict[str, Any], k: str) -> bool:
+    """Whether there are points of the curve of real images above `k`, but none with all of its draws."""
+    return any(int(other) > int(k) and REAL_ARM in of["arms"] for other, of in summary["k"].items())
 
 
 def diagnostics_lines(summary: dict[str, Any]) -> list[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 from defectgen.dataset.manifest import MANIFEST_NAME
 from defectgen.images import sha256_file
 from defectgen.yolo.results import FIGURE_NAMES, SCORES, verdict_line
-from defectgen.yolo.verdict import CEILING, COPIES_ARM, OWN_ARM, REAL_ARM, Difference
+from defectgen.yolo.verdict import CEILING, OWN_ARM, Difference
 
 # More of the defects tried than this refused is worth a word, and so is a larger share of copies.
 _MANY_REFUSED, _MANY_COPIES = 0.8, 0.2
@@ -80,7 +79,6 @@ def answer_of(results: dict[str, Any] | None, figures: dict[str, Any] | None, da
     elif results["verdict"] is not None:
         finding, rival = results["verdict"]["finding"], rival_of(results["verdict"])
         said.append(results["verdict"]["sentence"])
-        said += unrivalled(results["verdict"], results["arms"])
     else:
         finding = "not proven" if OWN_ARM in results["arms"] else "not measured"
         score = SCORES[results["task"]]
@@ -121,20 +119,3 @@ def is_stale(results: dict[str, Any], dataset: Path) -> bool:
     """Whether the detectors of `results` were trained on another set than lies in `dataset` now."""
     trained_on, manifest = results.get("sets_sha256", {}).get(OWN_ARM), dataset / MANIFEST_NAME
     return trained_on is not None and manifest.exists() and trained_on != sha256_file(manifest)
-
-
-def unrivalled(verdict: dict[str, Any] | None, arms: Collection[str]) -> list[str]:
-    """Words of caution where a `verdict` of `helps` was found without the real images alone, or without the arm that
-    costs nothing.
-    """
-    if verdict is None or verdict["finding"] != "helps":
-        return []
-    compared = set(arms) - set(verdict["left_out"])
-    said = []
-    if REAL_ARM not in compared:
-        said.append(f"Whether it is better than the real images alone is not known: add the arm {REAL_ARM}.")
-    if COPIES_ARM not in compared:
-        said.append(
-            f"Copy-pasted defects, which cost nothing, were not tried and may help as much: add the arm {COPIES_ARM}."
-        )
-    return said

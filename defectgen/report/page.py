@@ -22,7 +22,7 @@ from defectgen.images import write_bytes_atomic
 from defectgen.progress import Progress
 from defectgen.recipe import Recipe, TrainYolo
 from defectgen.report import charts
-from defectgen.report.answer import Answer, answer_of, is_stale, rival_of, unrivalled
+from defectgen.report.answer import Answer, answer_of, is_stale, rival_of
 from defectgen.report.detectors import bench_charts, bench_rows, detector_parts
 from defectgen.report.synthetic import set_parts
 from defectgen.run import read_sources
@@ -208,7 +208,6 @@ def _bench_answer(summary: dict[str, Any], rows: Sequence[dict[str, Any]], folde
         return Answer("not proven" if own else "not measured", tuple(said))
     k = max(judged)
     verdict = by_k[k]
-    said += unrivalled(verdict, dict.fromkeys(row["arm"] for row in rows if row["k"] == k))
     where = f"with {k} real defects per class" if len(by_k) > 1 else ""
     return Answer(verdict["finding"], tuple(said), where, rival_of(verdict))
 

@@ -32,7 +32,7 @@ from defectgen.yolo.environment import worker_environment
 from defectgen.yolo.results import collect_results
 
 # Raised when a change of the worker makes earlier results incomparable.
-_JOB_VERSION = 5
+JOB_VERSION = 5
 # Raised when a change makes earlier figures of the same detectors incomparable: they are judged again.
 JUDGING_VERSION = 2
 _LOG_LINES_SHOWN = 12
@@ -223,7 +223,7 @@ def _job(
 ) -> dict[str, Any]:
     folder = out / arm.slug
     return {
-        "version": _JOB_VERSION,
+        "version": JOB_VERSION,
         **_settings(config),
         "task": plan.task,
         "model": model,

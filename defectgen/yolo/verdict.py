@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 from scipy import stats
+
+from defectgen.recipe import Arm
 
 OWN_ARM = "real+defectgen"
 REAL_ARM, COPIES_ARM = "real", "real+copy-paste"
@@ -61,6 +63,7 @@ class Verdict:
         decided_by: the difference that decides: the smallest, or the one that keeps from `helps`.
         over_real: the difference over `real`, where that arm was compared and is not the one that decides.
         left_out: arms with fewer than two seeds in common.
+        untried: arms without any seed, that may do as well.
         alone: whether the arms have no real defects beside the others (`train_yolo.real_share: 0`).
     """
 
@@ -68,6 +71,7 @@ class Verdict:
     decided_by: Difference
     over_real: Difference | None
     left_out: tuple[str, ...]
+    untried: tuple[str, ...] = ()
     figure: str = "mAP50-95"
     alone: bool = False
 
@@ -107,6 +111,8 @@ class Verdict:
             line += f", and by {self.over_real.phrase()}"
         if self.left_out:
             line += f"; not compared for want of seeds: {', '.join(self.left_out)}"
+        if self.finding == "helps" and self.untried:
+            line += f"; not tried, and may do as well: {', '.join(self.untried)}"
         return line + "."
 
     def to_json(self, sentence: str) -> dict[str, Any]:
@@ -114,6 +120,7 @@ class Verdict:
         return {
             **asdict(self),
             "left_out": list(self.left_out),
+            "untried": list(self.untried),
             "over_rival_alone": self.over_rival_alone,
             "sentence": sentence,
         }
@@ -154,7 +161,8 @@ def judge(scores: dict[str, dict[int, float]], figure: str = "mAP50-95", *, alon
             name, values = deciding.against, rivals[deciding.against]
             deciding = Difference(name, *paired_interval(values, corrected), len(values), corrected)
     over_real = None if deciding.against == REAL_ARM else differences.get(REAL_ARM)
-    return Verdict(finding, deciding, over_real, left_out, figure, alone)
+    untried = tuple(arm for arm in get_args(Arm) if arm not in (*scores, OWN_ARM, CEILING))
+    return Verdict(finding, deciding, over_real, left_out, untried, figure, alone)
 
 
 def paired_interval(differences: Sequence[float], confidence: float = CONFIDENCE) -> tuple[float, float, float]:

@@ -136,13 +136,26 @@ def test_full_profile_has_every_arm_and_its_own_detector(toys: Any, tmp_path: Pa
     bench(recipe, tmp_path, profile="full", num_seeds=1, ks=[5, 10], pinned={"iterations"})
     assert list(runs.recipes) == ["k5/seed0", "k10/seed0"]
     config = runs.recipes["k5/seed0"].train_yolo
-    assert (config.imgsz, len(config.arms)) == (640, 6)
-    # What the user set stays, and so do tiles: shrunk whole, large images would lose their small defects.
-    assert config.iterations == recipe.train_yolo.iterations == 4
-    assert config.tile_px == recipe.train_yolo.tile_px == 96
+    # What the user set stays, and so do tiles: shrunk whole, large images would lose their small defects, and enlarged
+    # they would not be at the camera's scale.
+    assert (config.imgsz, config.tile_px) == (recipe.train_yolo.imgsz, recipe.train_yolo.tile_px) == (64, 96)
+    assert config.iterations == recipe.train_yolo.iterations == 4 and len(config.arms) == 6
     diagnostics = json.loads((tmp_path / "full/bench.json").read_text())["diagnostics"]
     assert diagnostics[0]["label_agreement"] == {"map50": 0.4, "arms": ["real+defectgen", "full-real"]}
     assert [(row["k"], row["profile"]) for row in read(tmp_path / "full")][::6] == [(5, "full"), (10, "full")]
+
+
+def test_full_profile_shows_whole_images_larger_and_says_what_it_does_not_take_from_the_recipe(
+    toys: Any, tmp_path: Path, runs: Runs
+) -> None:
+    data = {"demo": {"defects_per_class": 12, "clean_parts": 4, "test_parts": 4, "size_px": 128}, "max_images": 7}
+    recipe = toys.recipe(data=data, train_yolo={"seeds": [0, 1]})
+    lines: list[str] = []
+    bench(recipe, tmp_path, profile="full", num_seeds=1, ks=[5], progress=lambda *event: lines.append(event[-1]))
+    config = runs.recipes["k5/seed0"].train_yolo
+    assert (config.imgsz, config.iterations, config.seeds) == (640, 3000, [0])
+    assert "data.max_images of the recipe is for single runs; here --k decides" in lines
+    assert "train_yolo.seeds of the recipe is for single runs; here --seeds decides" in lines
 
 
 def read(folder: Path) -> list[dict[str, Any]]:
@@ -175,10 +188,12 @@ def test_rows_of_labels_that_were_corrected_since_are_no_rows_of_the_same_table(
     recipe: Recipe, tmp_path: Path, runs: Runs
 ) -> None:
     bench(recipe, tmp_path, ks=[5], num_seeds=2)
-    label = next(path for path in sorted((tmp_path / "demo/train/labels").iterdir()) if path.stat().st_size)
+    label = next(path for path in sorted(tmp_path.glob("demo-*/train/labels/*")) if path.stat().st_size)
     first, *others = label.read_text().splitlines()
     label.write_text("\n".join([first.replace("0.", "0.0", 1), *others]))
-    with pytest.raises(RunError, match=r"K 5, seed 0, arm real was measured with other training images or labels"):
+    with pytest.raises(
+        RunError, match=r"K 5, seed 0, arm real was measured with other training images, labels or masks"
+    ):
         bench(recipe, tmp_path, ks=[2], num_seeds=1, arms=["real"])
     assert len(read(tmp_path / "small")) == 6
     bench(recipe, tmp_path, ks=[2], num_seeds=1, arms=["real"], overwrite=True)
@@ -190,6 +205,26 @@ def test_an_arm_more_leaves_a_cell_the_arms_that_it_has(recipe: Recipe, tmp_path
     bench(recipe, tmp_path, ks=[5], num_seeds=2, arms=["full-real"])
     arms = [(row["seed"], row["arm"]) for row in read(tmp_path / "small")]
     assert arms == [*((0, arm) for arm in [*DEFAULT_ARMS, "full-real"]), (1, "full-real")]
+
+
+def test_rows_that_are_replaced_leave_no_arm_to_be_trained_again(recipe: Recipe, tmp_path: Path, runs: Runs) -> None:
+    bench(recipe, tmp_path, ks=[5], num_seeds=1, arms=["real", "real+aug", "full-real"])
+    other = recipe.model_copy(update={"train_yolo": recipe.train_yolo.model_copy(update={"iterations": 5})})
+    bench(other, tmp_path, ks=[5], num_seeds=1, arms=["real"], overwrite=True)
+    assert runs.recipes["k5/seed0"].train_yolo.arms == ["real"]
+    assert [row["arm"] for row in read(tmp_path / "small")] == ["real"]
+
+
+def test_another_demo_product_is_made_anew(toys: Any, tmp_path: Path, runs: Runs) -> None:
+    def product(defects: int) -> Recipe:
+        demo = {"defects_per_class": defects, "clean_parts": 4, "test_parts": 4, "size_px": 128}
+        made: Recipe = toys.recipe(data={"demo": demo})
+        return made
+
+    with pytest.raises(RunError, match=r"has \d real defects for training, not K = 9"):
+        bench(product(8), tmp_path, ks=[9], num_seeds=1)
+    bench(product(12), tmp_path, ks=[9], num_seeds=1)
+    assert min(read(tmp_path / "small")[0]["defects"].values()) >= 9
 
 
 def test_stopped_bench_forgets_no_arm_of_cells_it_did_not_reach(recipe: Recipe, tmp_path: Path, runs: Runs) -> None:
@@ -211,7 +246,7 @@ def test_rows_of_other_settings_or_another_test_set_are_not_mixed(recipe: Recipe
     other = recipe.model_copy(update={"train_yolo": recipe.train_yolo.model_copy(update={"iterations": 5})})
     with pytest.raises(RunError, match=r"bench\.jsonl: K 5, seed 0, arm real was measured with other settings"):
         bench(other, tmp_path, ks=[2], num_seeds=1)
-    label = next(path for path in sorted((tmp_path / "demo/test/labels").iterdir()) if path.stat().st_size)
+    label = next(path for path in sorted(tmp_path.glob("demo-*/test/labels/*")) if path.stat().st_size)
     text = label.read_text()
     label.write_text(text.replace("0.", "0.0", 1))
     runs.recipes = {}
@@ -251,7 +286,8 @@ def test_settings_are_the_same_wherever_the_data_lie(
     before = cells.settings_digest(recipe)
     assert cells.settings_digest(again) == before != cells.settings_digest(moved(batch=3))
     # What another version fitted or judged, or another device trained, does not stand in one table with it.
-    for name, value in (("FIT_VERSION", 0), ("JUDGING_VERSION", 0), ("computed_by", lambda: ["cuda"])):
+    versions = [(name, 0) for name in ("FIT_VERSION", "JOB_VERSION", "JUDGING_VERSION")]
+    for name, value in [*versions, ("computed_by", lambda: ["cuda"])]:
         with monkeypatch.context() as patched:
             patched.setattr(cells, name, value)
             assert cells.settings_digest(recipe) != before
@@ -271,24 +307,29 @@ def test_budget_that_cannot_be_met_or_not_varied_is_refused(toys: Any, tmp_path:
     assert runs.recipes == {}
 
 
-@pytest.mark.parametrize("own_clean_folder", [False, True])
-def test_all_seeds_are_judged_on_the_same_parts(tmp_path: Path, runs: Runs, own_clean_folder: bool) -> None:
+def parts(folder: Path, *, own_clean_folder: bool) -> dict[str, Any]:
+    """The section `data` of a set of 12 parts with one defect each, written into `folder`."""
     for part in range(12):
-        for folder, rows in (("images", "0 0.5 0.5 0.2 0.2\n"), ("clean", None), ("test_clean", None)):
-            path = tmp_path / "data" / folder / f"p{part if folder != 'test_clean' else part + 20}_{folder}.png"
+        for name, rows in (("images", "0 0.5 0.5 0.2 0.2\n"), ("clean", None), ("test_clean", None)):
+            path = folder / name / f"p{part if name != 'test_clean' else part + 20}_{name}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(encode_image(np.full((64, 64, 3), 90 + part, np.uint8), "png"))
             if rows:
-                label = tmp_path / "data" / "labels" / f"{path.stem}.txt"
+                label = folder / "labels" / f"{path.stem}.txt"
                 label.parent.mkdir(exist_ok=True)
                 label.write_text(rows)
-    data = {
-        "root": str(tmp_path / "data"),
+    return {
+        "root": str(folder),
         "classes": ["pit"],
         "train_images": "images",
         "train_clean": "clean",
         "group_pattern": r"^(p\d+)_",
     } | ({"test_clean": "test_clean"} if own_clean_folder else {})
+
+
+@pytest.mark.parametrize("own_clean_folder", [False, True])
+def test_all_seeds_are_judged_on_the_same_parts(tmp_path: Path, runs: Runs, own_clean_folder: bool) -> None:
+    data = parts(tmp_path / "data", own_clean_folder=own_clean_folder)
     recipe = Recipe.model_validate({"name": "parts", "data": data})
     bench(recipe, tmp_path / "bench", ks=[2], num_seeds=3)
     groups = [cell.data.test_groups for cell in runs.recipes.values()]
@@ -296,3 +337,18 @@ def test_all_seeds_are_judged_on_the_same_parts(tmp_path: Path, runs: Runs, own_
     nothing = Recipe.model_validate({"name": "parts", "data": data | {"test_fraction": 0}})
     with pytest.raises(RunError, match="no group of parts is held out"):
         bench(nothing, tmp_path / "other", ks=[2])
+
+
+def test_budgets_with_other_masks_of_where_defects_may_be_are_not_compared(tmp_path: Path, runs: Runs) -> None:
+    data = parts(tmp_path / "data", own_clean_folder=False)
+    recipe = Recipe.model_validate({"name": "parts", "data": data, "place": {"region_mask": "mask.png"}})
+    mask = np.full((64, 64, 3), 255, np.uint8)
+    (tmp_path / "data/mask.png").write_bytes(encode_image(mask, "png"))
+    bench(recipe, tmp_path / "bench", ks=[2], num_seeds=1)
+    bench(recipe, tmp_path / "bench", ks=[3], num_seeds=1)
+    mask[:32] = 0
+    (tmp_path / "data/mask.png").write_bytes(encode_image(mask, "png"))
+    with pytest.raises(
+        RunError, match=r"K 2, seed 0, arm real was measured with other training images, labels or masks"
+    ):
+        bench(recipe, tmp_path / "bench", ks=[4], num_seeds=1)

@@ -84,6 +84,24 @@ def test_worth_is_read_off_the_curve_of_the_same_draws() -> None:
     assert summarise(further, num_test_images=9)["k"]["5"]["worth"]["mean"]["defects"] == pytest.approx(5 * 4**0.25 - 5)
 
 
+def test_worth_that_cannot_be_told_is_said_to_be_missing() -> None:
+    both = rows(5, real=(0.1, 0.3), own=(0.15, 0.352)) + rows(10, real=(0.2, 0.4))
+    (told,) = sentences(summarise(both, num_test_images=9))
+    assert "more real defects" in told and "is not told" not in told
+    lacking = [one for one in both if (one["k"], one["seed"]) != (10, 0)]
+    (said,) = sentences(summarise(lacking, num_test_images=9))
+    assert said.endswith("Its worth in real defects is not told: no larger K has `real` with all of these draws.")
+    (alone,) = sentences(summarise([one for one in both if one["k"] == 5], num_test_images=9))
+    assert "worth" not in alone
+
+
+def test_draws_that_a_person_reviewed_are_named() -> None:
+    both = rows(real=(0.2, 0.21), own=(0.3, 0.31))
+    both[-1]["rejected"] = 4
+    (said,) = sentences(summarise(both, num_test_images=9))
+    assert said.endswith(" Of 1 of 2 draws a person rejected synthetic images.")
+
+
 def test_points_of_the_curve_of_real_images_are_not_said_to_lack_a_verdict() -> None:
     both = rows(5, real=(0.2, 0.2), own=(0.3, 0.3)) + rows(10, real=(0.2, 0.2), full=(0.5, 0.5))
     assert [line[:6] for line in sentences(summarise(both, num_test_images=9))] == ["K = 5:"]
@@ -186,6 +204,12 @@ def test_plots_show_every_arm_and_what_cannot_be_drawn_is_left_out(tmp_path: Pat
         colours = {tuple(pixel) for pixel in read_rgb(path).reshape(-1, 3)[::3].tolist()}
         assert {(255, 255, 255), (0, 0, 0)} <= colours
         assert (0, 158, 115) in colours or path.name == "gain_per_class.png"
+    alarms = tmp_path / "alarms"
+    alarms.mkdir()
+    levels = [curve | {"recall_over_false_alarms": [[0.05, 0.2], [1.0, 0.6]]} for curve in curves]
+    assert write_plots(data, levels, alarms)[-1].name == "false_alarms.png"
+    seen = {tuple(pixel) for pixel in read_rgb(alarms / "false_alarms.png").reshape(-1, 3).tolist()}
+    assert {(0, 0, 0), (0, 158, 115)} <= seen
     # Rows of an earlier call, at a larger K, come without curves.
     earlier = tmp_path / "earlier"
     earlier.mkdir()

@@ -15,7 +15,7 @@ import yaml
 from defectgen.bench.summary import summarise
 from defectgen.dataset.manifest import Manifest, read_manifest
 from defectgen.errors import RunError
-from defectgen.report.answer import Answer, rival_of, unrivalled
+from defectgen.report.answer import Answer, rival_of
 from defectgen.report.gallery import LARGE_BUDGET, SMALL_BUDGET, gallery
 from defectgen.report.page import write_report
 from defectgen.run import read_sources
@@ -142,21 +142,6 @@ def changed_run(run_folder: Path, out: Path, change: Callable[[dict[str, Any]], 
     change(results)
     (out / "yolo/results.json").write_text(json.dumps(results), encoding="utf-8")
     return out
-
-
-def test_gain_over_real_images_alone_says_that_copies_were_not_tried(run_folder: Path, tmp_path: Path) -> None:
-    def helps(results: dict[str, Any]) -> None:
-        results["verdict"] |= {"finding": "helps"}
-
-    text = write_report(changed_run(run_folder, tmp_path / "run", helps), progress=quiet).read_text("utf-8")
-    assert 'data-finding="helps"' in text and "Copy-pasted defects, which cost nothing, were not tried" in text
-
-    def with_copies(results: dict[str, Any]) -> None:
-        helps(results)
-        results["arms"]["real+copy-paste"] = results["arms"]["real"]
-
-    text = write_report(changed_run(run_folder, tmp_path / "other", with_copies), progress=quiet).read_text("utf-8")
-    assert 'data-finding="helps"' in text and "were not tried" not in text
 
 
 def test_detectors_of_real_images_alone_measure_nothing_of_a_set(run_folder: Path, tmp_path: Path) -> None:
@@ -344,6 +329,3 @@ def test_answer_names_the_rival_that_does_better() -> None:
     for none in ({"low": -0.1}, {"low": 1.0, "high": 1.0, "num_seeds": 2}):
         assert rival_of(unsure | {"over_real": over_real | none}) is None
     assert rival_of(unsure | {"over_real": None}) is None
-    verdict = {"finding": "helps", "left_out": ["real"]}
-    (said,) = unrivalled(verdict, ["real", "real+copy-paste", "real+defectgen"])
-    assert "add the arm real." in said

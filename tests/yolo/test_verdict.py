@@ -103,6 +103,20 @@ def test_better_than_copies_alone_says_nothing_of_the_gain_over_real_images() ->
     assert over_real is not None and over_real.over_rival_alone is None
 
 
+def test_what_helps_names_the_arms_that_were_not_tried() -> None:
+    own = {0: 0.20, 1: 0.21, 2: 0.22}
+    poor = {0: 0.10, 1: 0.11, 2: 0.12}
+    some = judge({"real": poor, "real+copy-paste": poor, "real+defectgen": own})
+    assert some is not None and some.untried == ("real+aug", "real+procedural")
+    assert some.sentence(9).endswith("; not tried, and may do as well: real+aug, real+procedural.")
+    rivals = dict.fromkeys(("real", "real+aug", "real+copy-paste", "real+procedural", "full-real"), poor)
+    every = judge({**rivals, "real+defectgen": own})
+    assert every is not None and every.finding == "helps" and "not tried" not in every.sentence(9)
+    # Where it does not help already, they change nothing.
+    none = judge({"real": own, "real+defectgen": poor})
+    assert none is not None and "not tried" not in none.sentence(9)
+
+
 def test_without_real_images_beside_them_the_synthetic_ones_are_not_said_to_be_added() -> None:
     scores = {"real": {0: 0.30, 1: 0.31, 2: 0.32}, "real+defectgen": {0: 0.20, 1: 0.21, 2: 0.22}}
     verdict = judge(scores, alone=True)
