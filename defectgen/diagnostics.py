@@ -7,23 +7,26 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from defectgen.boxes import mask_xyxy, union
+from defectgen.copies import copied_in
 from defectgen.crops import centre, region_of
 from defectgen.dataset.labels import window_view
-from defectgen.dataset.manifest import MANIFEST_NAME, read_manifest
+from defectgen.dataset.manifest import MANIFEST_NAME, PlacedRow, read_manifest
 from defectgen.images import read_rgb
+from defectgen.inpaint.placement import Turn
 from defectgen.recipe import Recipe
 from defectgen.records import XYXY, Sources
 from defectgen.studio import Studio
 from defectgen.windows import Window
 
-# A synthetic defect this much nearer to a real one than real ones are to each other is a copy of it.
-COPY = 0.2
+# A synthetic defect that changes its place so much like a pasted real one is a copy of that.
+COPY = 0.9
 MOST_WINDOWS = 400
 
 
@@ -56,7 +59,8 @@ def examine(recipe: Recipe, sources: Sources, studio: Studio, dataset: Path) -> 
     kid: squared maximum mean discrepancy with a cubic kernel, synthetic against real windows (Binkowski et al. 2018,
     "Demystifying MMD GANs", on the class check's features: to be compared within one data set alone).
     nearest_real: median distance of a synthetic window to the nearest real one in every turn allowed, over the median
-    distance of a real one to the nearest other; copies: share below COPY. None with fewer than two real defects.
+    distance of a real one to the nearest other; None with fewer than two real defects. The place counts, too: pasted
+    real defects have about 1. likeness: median of `likeness`, which tells these; copies: share of at least COPY.
     boxes: per class, quartiles of the longest side in pixels and of the aspect (longer over shorter side), real and
     synthetic. refused: placements refused, by reason, as a share of all that were tried.
     """
@@ -67,9 +71,10 @@ def examine(recipe: Recipe, sources: Sources, studio: Studio, dataset: Path) -> 
     # Boxes on both sides, whatever is known of the real ones: a region's shape is seen, too.
     boxes = [region_of(centre(model.crop.mask, window_px), outlined=False) for model in studio.models]
     real = studio.screen.features(*(_turned(arrays, turns) for arrays in (windows, boxes)))
-    images, regions, of = [], [], []
+    images, regions, of, alike = [], [], [], []
+    bases = {one.name: one.path for one in (sources.train_clean if recipe.data.base == "clean" else sources.train)}
     for row in rows:
-        image = read_rgb(dataset / row["image"])
+        image, base = read_rgb(dataset / row["image"]), read_rgb(bases[row["source"]])
         for number, placed in enumerate(row["placed"]):
             window = Window(*placed["placement"]["window"])
             # With the annotators' margin where the real box has it: the region is seen, too.
@@ -81,6 +86,7 @@ def examine(recipe: Recipe, sources: Sources, studio: Studio, dataset: Path) -> 
             images.append(window_view(image, window, window_px))
             regions.append(region_of(mask, outlined=False) if mask.any() else mask.astype(bool))
             of.append((row["index"], number))
+            alike.append(likeness(recipe, sources, studio, placed, image, base))
         if len(images) >= MOST_WINDOWS:
             break
     made = studio.screen.features(np.stack(images), np.stack(regions))
@@ -90,7 +96,8 @@ def examine(recipe: Recipe, sources: Sources, studio: Studio, dataset: Path) -> 
     figures = {
         "kid": _squared_mmd(made, real, len(turns)) if min(len(made), len(windows)) > 1 else None,
         "nearest_real": None if ratios is None else float(np.median(ratios)),
-        "copies": None if ratios is None else float((ratios < COPY).mean()),
+        "likeness": float(np.median(alike)),
+        "copies": float(np.mean(np.array(alike) >= COPY)),
         "boxes": {
             name: {
                 "real": _box_quartiles(
@@ -110,6 +117,35 @@ def examine(recipe: Recipe, sources: Sources, studio: Studio, dataset: Path) -> 
         for position, (owner, model) in enumerate(zip(of, nearest, strict=True))
     ]
     return figures, found
+
+
+def likeness(
+    recipe: Recipe, sources: Sources, studio: Studio, placed: PlacedRow, image: np.ndarray, base: np.ndarray
+) -> float:
+    """How much of what a synthetic defect changes is what a pasted copy of the real one that it follows would change.
+
+    The cosine of the two changes of `base`, in the box of both: 1 for the same pixels but for their contrast, 0 for
+    nothing in common, -1 for the opposite. Of copies as they are and as they are bent before drawing, the more alike.
+
+    Args:
+        placed: the defect's record in the manifest.
+        image, base: uint8 (H, W, 3), with and without the defects.
+    """
+    placement = placed["placement"]
+    turn, window = Turn.of_json(placement), Window(*placement["window"])
+    found = -1.0
+    for one in dict.fromkeys((turn, replace(turn, warp=0.0))):
+        copy, shape = copied_in(recipe, sources, studio, placement["model"], one, window, base)
+        box = _box(placed["changed_xyxy"])
+        if (of_copy := mask_xyxy(shape)) is not None:
+            box = union(box, window.to_image(of_copy, window.side))
+        x1, y1 = (max(int(edge), 0) for edge in box[:2])
+        x2, y2 = (int(np.ceil(edge)) for edge in box[2:])
+        before = base[y1:y2, x1:x2].astype(np.float32)
+        changes = [one[y1:y2, x1:x2] - before for one in (image, copy)]
+        norm = float(np.linalg.norm(changes[0]) * np.linalg.norm(changes[1]))
+        found = max(found, float((changes[0] * changes[1]).sum()) / norm if norm else 0.0)
+    return found
 
 
 def _turns(recipe: Recipe) -> list[tuple[int, bool]]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from defectgen.diagnostics import COPY
 from defectgen.yolo.results import alarms_caption
 from defectgen.yolo.verdict import CEILING, FEWEST_SEEDS, OWN_ARM, REAL_ARM, Difference, judge, paired_interval
 
@@ -184,12 +185,14 @@ def diagnostics_lines(summary: dict[str, Any]) -> list[str]:
         parts = []
         for arm in dict.fromkeys(arm for one in of_k for arm in one["sets"]):
             sets = [one["sets"][arm] for one in of_k if arm in one["sets"]]
-            kid, nearest, copies = (_mean([one[name] for one in sets]) for name in ("kid", "nearest_real", "copies"))
+            kid, nearest = (_mean([one[name] for one in sets]) for name in ("kid", "nearest_real"))
+            # Diagnostics of an earlier version have no likeness.
+            alike, copies = (_mean([one.get(name) for one in sets]) for name in ("likeness", "copies"))
             figures = []
-            if nearest is not None and copies is not None:
-                figures.append(
-                    f"{nearest:.2f} of the distance between real defects to the nearest one, {copies:.1%} near copies"
-                )
+            if alike is not None and copies is not None:
+                figures.append(f"to {alike:.2f} like pasted copies ({copies:.0%} of them to {COPY} or more)")
+            if nearest is not None:
+                figures.append(f"{nearest:.2f} of the distance between real defects to the nearest one")
             if kid is not None:
                 figures.append(f"KID {kid:.3f}")
             refused = _mean([sum(one["refused"].values()) for one in sets])

@@ -94,10 +94,10 @@ def answer_of(results: dict[str, Any] | None, figures: dict[str, Any] | None, da
         refused_share = sum(figures["refused"].values())
         if refused_share > _MANY_REFUSED:
             said.append(f"{refused_share:.0%} of the placements tried were refused: see the reasons below.")
-        if figures["copies"] is not None and figures["copies"] > _MANY_COPIES:
+        if figures["copies"] > _MANY_COPIES:
             said.append(
                 f"{figures['copies']:.0%} of the synthetic defects are near copies of a real one: they add places, "
-                "not kinds of defect."
+                "not kinds of defect. A higher inpaint.strength draws more of each anew."
             )
     if dataset is not None:
         said.append("Look at the gallery before you train on anything: reject what no part of yours would show.")

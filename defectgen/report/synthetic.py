@@ -64,13 +64,15 @@ def set_parts(recipe: Recipe, sources: Sources, out: Path, progress: Progress) -
 
 
 def _notes(figures: dict[str, Any], compared: int) -> list[str]:
-    notes = []
+    notes = [
+        f"What the first {compared} synthetic defects change is to {figures['likeness']:.2f} (median; 1: all of it) "
+        "what a pasted copy of the real defect that each follows would change there; "
+        f"{figures['copies']:.0%} are such copies to {COPY:g} or more."
+    ]
     if figures["nearest_real"] is not None:
         notes.append(
-            f"The first {compared} synthetic defects are {figures['nearest_real']:.2f} times as far from their nearest "
-            "real one as real defects are from each other (median, in the class check's features); "
-            f"{figures['copies']:.1%} are nearer than {COPY:g} of that. The place counts, too: of real defects pasted "
-            "elsewhere as they are, few are nearer."
+            f"They are {figures['nearest_real']:.2f} times as far from their nearest real one as real defects are from "
+            "each other (median, in the class check's features, where the place counts, too)."
         )
     if figures["kid"] is not None:
         notes.append(
@@ -115,7 +117,11 @@ def _beside(
         by_ratio = sorted(nearest, key=lambda one: one.ratio if one.ratio is not None else math.inf)
         of_these = f"Of the first {len(nearest)} defects, beside the nearest real one."
         orders += [
-            ("Most copied", f"Nearest to a real defect. {of_these}", by_ratio),
+            (
+                "Nearest to a real one",
+                f"By the class check's features, where the place counts, too. {of_these}",
+                by_ratio,
+            ),
             ("Furthest from any real one", f"New kinds of defect, or nonsense. {of_these}", by_ratio[::-1]),
         ]
     groups = []

@@ -169,18 +169,25 @@ def test_verdict_names_few_test_groups_and_draws_that_are_alike() -> None:
 def test_sets_are_described_beside_the_verdict_with_the_copies_to_read_them_by() -> None:
     summary = summarise(rows(real=(0.2, 0.2), own=(0.3, 0.3)), num_test_images=9)
     generated = [
-        {"kid": kid, "nearest_real": 0.5, "copies": 0.01, "refused": {"too faint": 0.1, "no fitting place": 0.2}}
+        {
+            "kid": kid,
+            "nearest_real": 0.5,
+            "likeness": 0.7,
+            "copies": 0.01,
+            "refused": {"too faint": 0.1, "no fitting place": 0.2},
+        }
         for kid in (0.01, 0.03)
     ]
-    copied = {"kid": None, "nearest_real": 0.1, "copies": 0.9, "refused": {}}
+    copied = {"kid": None, "nearest_real": 0.1, "likeness": 0.99, "copies": 0.9, "refused": {}}
     summary["diagnostics"] = [
         {"k": 10, "seed": 0, "sets": {"real+defectgen": generated[0], "real+copy-paste": copied}},
         {"k": 10, "seed": 1, "sets": {"real+defectgen": generated[1]}, "label_agreement": {"map50": 0.715}},
     ]
     assert diagnostics_lines(summary) == [
-        "K = 10, the sets: defectgen: 0.50 of the distance between real defects to the nearest one, 1.0% near copies, "
-        "KID 0.020, 30% of the tries refused; copy-paste: 0.10 of the distance between real defects to the nearest "
-        "one, 90.0% near copies; a detector of all real images finds the generated defects with mAP50 71.5."
+        "K = 10, the sets: defectgen: to 0.70 like pasted copies (1% of them to 0.9 or more), 0.50 of the distance "
+        "between real defects to the nearest one, KID 0.020, 30% of the tries refused; copy-paste: to 0.99 like pasted "
+        "copies (90% of them to 0.9 or more), 0.10 of the distance between real defects to the nearest one; a detector "
+        "of all real images finds the generated defects with mAP50 71.5."
     ]
     assert diagnostics_lines(summary | {"diagnostics": []}) == []
 
