@@ -19,6 +19,7 @@ FIGURES = ("map50", "map5095", "recall_at_fp")
 _OVER = "draws of the real images"
 # Draws that take a larger share of the images have more than half of them in common, and are no new product.
 MOST_DRAWN = 0.5
+_REASONS_SHOWN = 3
 
 
 def summarise(
@@ -195,9 +196,11 @@ def diagnostics_lines(summary: dict[str, Any]) -> list[str]:
                 figures.append(f"{nearest:.2f} of the distance between real defects to the nearest one")
             if kid is not None:
                 figures.append(f"KID {kid:.3f}")
-            refused = _mean([sum(one["refused"].values()) for one in sets])
-            if arm == OWN_ARM and refused is not None:
-                figures.append(f"{refused:.0%} of the tries refused")
+            lengths = [_relative_length(one["boxes"]) for one in sets]
+            if (relative := _mean(lengths)) is not None:
+                figures.append(f"boxes {relative:.2f} times as long as real ones")
+            if arm == OWN_ARM:
+                figures.append(_refused([one["refused"] for one in sets]))
             parts.append(f"{arm.removeprefix('real+')}: {', '.join(figures)}")
         agreed = _mean([one["label_agreement"]["map50"] for one in of_k if "label_agreement" in one])
         if agreed is not None:
@@ -205,6 +208,21 @@ def diagnostics_lines(summary: dict[str, Any]) -> list[str]:
         if parts:
             lines.append(f"K = {k}, the sets: {'; '.join(parts)}.")
     return lines
+
+
+def _relative_length(boxes: dict[str, Any]) -> float | None:
+    """The median longest side of synthetic boxes over that of real ones, mean of the classes that have both."""
+    both = [of for of in boxes.values() if of["real"] and of["synthetic"]]
+    return _mean([of["synthetic"]["longest_side_px"][1] / of["real"]["longest_side_px"][1] for of in both])
+
+
+def _refused(of_sets: Sequence[dict[str, float]]) -> str:
+    """The share of tries that were refused, and the most frequent reasons."""
+    reasons = dict.fromkeys(reason for one in of_sets for reason in one)
+    shares = {reason: sum(one.get(reason, 0.0) for one in of_sets) / len(of_sets) for reason in reasons}
+    often = sorted(shares, key=lambda reason: -shares[reason])[:_REASONS_SHOWN]
+    listed = ", ".join(f"{shares[reason]:.0%} {reason}" for reason in often)
+    return f"{sum(shares.values()):.0%} of the tries refused" + (f" ({listed})" if listed else "")
 
 
 def _mean(values: Sequence[float | None]) -> float | None:

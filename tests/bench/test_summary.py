@@ -167,27 +167,27 @@ def test_verdict_names_few_test_groups_and_draws_that_are_alike() -> None:
 
 
 def test_sets_are_described_beside_the_verdict_with_the_copies_to_read_them_by() -> None:
+    def boxes(real: float, synthetic: float) -> tuple[dict[str, Any], dict[str, Any]]:
+        return {"longest_side_px": [0, real, 99]}, {"longest_side_px": [0, synthetic, 99]}
+
     summary = summarise(rows(real=(0.2, 0.2), own=(0.3, 0.3)), num_test_images=9)
+    of_class = [dict(zip(("real", "synthetic"), boxes(*pair), strict=True)) for pair in ((20, 30), (40, 20))]
     generated = [
-        {
-            "kid": kid,
-            "nearest_real": 0.5,
-            "likeness": 0.7,
-            "copies": 0.01,
-            "refused": {"too faint": 0.1, "no fitting place": 0.2},
-        }
-        for kid in (0.01, 0.03)
+        {"kid": kid, "nearest_real": 0.5, "likeness": 0.7, "copies": 0.01, "refused": refused}
+        | {"boxes": {"scratch": of_class[0], "dent": of_class[1], "stain": {"real": None, "synthetic": None}}}
+        for kid, refused in ((0.01, {"too faint": 0.1, "no fitting place": 0.2}), (0.03, {"no fitting place": 0.2}))
     ]
-    copied = {"kid": None, "nearest_real": 0.1, "likeness": 0.99, "copies": 0.9, "refused": {}}
+    copied = {"kid": None, "nearest_real": 0.1, "likeness": 0.99, "copies": 0.9, "refused": {}, "boxes": {}}
     summary["diagnostics"] = [
         {"k": 10, "seed": 0, "sets": {"real+defectgen": generated[0], "real+copy-paste": copied}},
         {"k": 10, "seed": 1, "sets": {"real+defectgen": generated[1]}, "label_agreement": {"map50": 0.715}},
     ]
     assert diagnostics_lines(summary) == [
         "K = 10, the sets: defectgen: to 0.70 like pasted copies (1% of them to 0.9 or more), 0.50 of the distance "
-        "between real defects to the nearest one, KID 0.020, 30% of the tries refused; copy-paste: to 0.99 like pasted "
-        "copies (90% of them to 0.9 or more), 0.10 of the distance between real defects to the nearest one; a detector "
-        "of all real images finds the generated defects with mAP50 71.5."
+        "between real defects to the nearest one, KID 0.020, boxes 1.00 times as long as real ones, 25% of the tries "
+        "refused (20% no fitting place, 5% too faint); copy-paste: to 0.99 like pasted copies (90% of them to 0.9 or "
+        "more), 0.10 of the distance between real defects to the nearest one; a detector of all real images finds the "
+        "generated defects with mAP50 71.5."
     ]
     assert diagnostics_lines(summary | {"diagnostics": []}) == []
 
