@@ -1,6 +1,7 @@
 """What a synthetic set is like beside the real defects: reported with a verdict, never instead of it.
 
-Distances are between features of the class check, trained on the real windows: no foreign network is needed.
+Distances are between features of the class check, trained on the real windows: no foreign network is needed. Copies are
+told by their pixels.
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ from defectgen.windows import Window
 
 # A synthetic defect that changes its place so much like a pasted real one is a copy of that.
 COPY = 0.9
-MOST_WINDOWS = 400
+# Synthetic defects that are looked at; pasting a copy beside one takes a second on images of 20 megapixels.
+MOST_WINDOWS, MOST_PASTED = 400, 100
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,8 @@ def examine(recipe: Recipe, sources: Sources, studio: Studio, dataset: Path) -> 
     "Demystifying MMD GANs", on the class check's features: to be compared within one data set alone).
     nearest_real: median distance of a synthetic window to the nearest real one in every turn allowed, over the median
     distance of a real one to the nearest other; None with fewer than two real defects. The place counts, too: pasted
-    real defects have about 1. likeness: median of `likeness`, which tells these; copies: share of at least COPY.
+    real defects have about 1. likeness: median of `likeness`, which tells these, of the first MOST_PASTED; copies: the
+    share of at least COPY.
     boxes: per class, quartiles of the longest side in pixels and of the aspect (longer over shorter side), real and
     synthetic. refused: placements refused, by reason, as a share of all that were tried.
     """
@@ -71,7 +74,8 @@ def examine(recipe: Recipe, sources: Sources, studio: Studio, dataset: Path) -> 
     # Boxes on both sides, whatever is known of the real ones: a region's shape is seen, too.
     boxes = [region_of(centre(model.crop.mask, window_px), outlined=False) for model in studio.models]
     real = studio.screen.features(*(_turned(arrays, turns) for arrays in (windows, boxes)))
-    images, regions, of, alike = [], [], [], []
+    images, regions, of = [], [], []
+    alike: list[float] = []
     bases = {one.name: one.path for one in (sources.train_clean if recipe.data.base == "clean" else sources.train)}
     for row in rows:
         image, base = read_rgb(dataset / row["image"]), read_rgb(bases[row["source"]])
@@ -86,7 +90,8 @@ def examine(recipe: Recipe, sources: Sources, studio: Studio, dataset: Path) -> 
             images.append(window_view(image, window, window_px))
             regions.append(region_of(mask, outlined=False) if mask.any() else mask.astype(bool))
             of.append((row["index"], number))
-            alike.append(likeness(recipe, sources, studio, placed, image, base))
+            if len(alike) < MOST_PASTED:
+                alike.append(likeness(recipe, sources, studio, placed, image, base))
         if len(images) >= MOST_WINDOWS:
             break
     made = studio.screen.features(np.stack(images), np.stack(regions))
@@ -125,7 +130,7 @@ def likeness(
     """How much of what a synthetic defect changes is what a pasted copy of the real one that it follows would change.
 
     The cosine of the two changes of `base`, in the box of both: 1 for the same pixels but for their contrast, 0 for
-    nothing in common, -1 for the opposite. Of copies as they are and as they are bent before drawing, the more alike.
+    nothing in common, -1 for the opposite. Of the copy as it is bent before drawing; where that is not alike, unbent.
 
     Args:
         placed: the defect's record in the manifest.
@@ -145,6 +150,8 @@ def likeness(
         changes = [one[y1:y2, x1:x2] - before for one in (image, copy)]
         norm = float(np.linalg.norm(changes[0]) * np.linalg.norm(changes[1]))
         found = max(found, float((changes[0] * changes[1]).sum()) / norm if norm else 0.0)
+        if found >= COPY:
+            break
     return found
 
 

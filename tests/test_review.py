@@ -10,6 +10,7 @@ import pytest
 
 import defectgen.review as reviewing
 import defectgen.run as running
+from defectgen.bench.cells import _rejected
 from defectgen.compose import clean_indexes
 from defectgen.dataset import sheet
 from defectgen.dataset.manifest import read_manifest
@@ -522,6 +523,13 @@ def test_control_set_of_a_reviewed_set_stands_at_its_images(
     assert [len(marks) for *_, marks in facts[0]] == [len(marks) for *_, marks in facts[1]]
     assert facts[0][-1][0] == NUM_IMAGES + 1 and len(facts[0]) == NUM_IMAGES
     assert [problem for problem in verify_dataset(folder) if "listed" in problem.reason] == []
+
+
+def test_bench_counts_what_a_person_rejected(recipe: Any, copy: Path, review: Path) -> None:
+    assert _rejected(copy) == 0
+    synth(recipe, copy, review)
+    assert _rejected(copy) == len(json.loads(review.read_text())["rejected"]) > 0
+    assert _rejected(copy / "generator") == 0
 
 
 def test_arms_that_do_not_use_the_set_take_no_review(recipe: Any, out: Path, review: Path) -> None:

@@ -12,6 +12,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Collection, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -20,10 +21,10 @@ from defectgen import __version__
 from defectgen.bench.plots import write_plots
 from defectgen.bench.summary import summarise
 from defectgen.data.load import load_sources, require_usable
-from defectgen.data.region import regions_sha256
+from defectgen.data.region import mask_of, regions_sha256
 from defectgen.dataset.manifest import MANIFEST_NAME, read_manifest
 from defectgen.diagnostics import diagnose
-from defectgen.errors import RunError, UsageError
+from defectgen.errors import DataError, RunError, UsageError
 from defectgen.images import sha256_bytes, sha256_file, write_bytes_atomic
 from defectgen.progress import Progress
 from defectgen.recipe import DEFAULT_ARMS, Arm, Recipe
@@ -93,12 +94,15 @@ def run_bench(
     kept = {*pinned, "imgsz"} if recipe.train_yolo.tile_px is not None else pinned
     pinned_by_profile = {name: value for name, value in plan.train_yolo.items() if name not in kept}
     for section, options in _OF_OPTIONS.items():
-        for name in sorted(getattr(recipe, section).model_fields_set & options.keys()):
+        of_recipe = getattr(recipe, section)
+        for name in sorted(options):
+            if getattr(of_recipe, name) == type(of_recipe).model_fields[name].get_default(call_default_factory=True):
+                continue
             progress("bench", 0, 0, f"{section}.{name} of the recipe is for single runs; here {options[name]} decides")
     for name, value in pinned_by_profile.items():
         if value != (of_recipe := getattr(recipe.train_yolo, name)):
             progress(f"profile {profile}", 0, 0, f"train_yolo.{name} is {value}, not {of_recipe}; --set keeps another")
-    recipe = _with_fixed_split(recipe, out)
+    recipe = _with_fixed_split(recipe)
     folder = out / profile
     with held(folder):
         table = folder / "bench.jsonl"
@@ -138,8 +142,9 @@ def run_bench(
             )
             # Until a cell is done again, its rows stay: they say which arms it has.
             rows = [row for row in rows if (row["k"], row["seed"]) != (k, seed)]
+            rejected = _rejected(run) if OWN_ARM in results["arms"] else 0
             of_cell = [
-                row | {"settings": settings, **budgets[k, seed], "rejected": _rejected(run)}
+                row | {"settings": settings, **budgets[k, seed], "rejected": rejected}
                 for row in cell_rows(results, recipe=recipe.name, profile=profile, k=k, seed=seed)
             ]
             rows = sorted([*rows, *of_cell], key=lambda row: (row["k"], row["seed"]))
@@ -253,8 +258,15 @@ def _data_digest(cell: Recipe, sources: Sources) -> str:
     """Of what all cells are drawn from, and of the masks of where defects may be."""
     images = images_digest((*sources.train_pool, *sources.train_clean))
     bases = sources.train_clean if cell.data.base == "clean" else sources.train_pool
-    regions = regions_sha256(cell, bases)
-    return images if regions is None else sha256_bytes(f"{images}{regions}".encode())
+    if cell.place.region_mask is None:
+        return images
+    masked = []
+    for image in bases:
+        # What no cell draws needs none.
+        with suppress(DataError):
+            mask_of(cell, image)
+            masked.append(image)
+    return sha256_bytes(f"{images}{regions_sha256(cell, masked)}".encode())
 
 
 def _demo_folder(recipe: Recipe, out: Path) -> Path:
@@ -352,7 +364,7 @@ def _rejected(run: Path) -> int:
     return len(read_manifest(manifest).header.get("rejected", [])) if manifest.exists() else 0
 
 
-def _with_fixed_split(recipe: Recipe, out: Path) -> Recipe:
+def _with_fixed_split(recipe: Recipe) -> Recipe:
     """`recipe` with its test groups named: by `recipe.seed` alone, each cell would be judged on other parts."""
     data = recipe.data
     if data.demo is not None or data.test_images is not None or data.test_groups:

@@ -161,7 +161,7 @@ def sentences(summary: dict[str, Any]) -> list[str]:
             line += f" (95 % interval: {_defects(low)} to {_defects(high)})."
         elif of_k["worth"] is None and over_real and (over_real["low"] or 0) > 0 and _curve_lacks_seeds(summary, k):
             line += f" Its worth in real defects is not told: no larger K has `{REAL_ARM}` with all of these draws."
-        if of_k["reviewed"]:
+        if of_k.get("reviewed"):
             draws = of_k["arms"][OWN_ARM]["num_seeds"]
             line += f" Of {of_k['reviewed']} of {draws} draws a person rejected synthetic images."
         if (of_k.get("drawn") or 0) > MOST_DRAWN:
@@ -187,8 +187,9 @@ def diagnostics_lines(summary: dict[str, Any]) -> list[str]:
         for arm in dict.fromkeys(arm for one in of_k for arm in one["sets"]):
             sets = [one["sets"][arm] for one in of_k if arm in one["sets"]]
             kid, nearest = (_mean([one[name] for one in sets]) for name in ("kid", "nearest_real"))
-            # Diagnostics of an earlier version have no likeness.
-            alike, copies = (_mean([one.get(name) for one in sets]) for name in ("likeness", "copies"))
+            # Diagnostics of an earlier version have no likeness, and other copies.
+            known = [one for one in sets if "likeness" in one]
+            alike, copies = (_mean([one[name] for one in known]) for name in ("likeness", "copies"))
             figures = []
             if alike is not None and copies is not None:
                 figures.append(f"to {alike:.2f} like pasted copies ({copies:.0%} of them to {COPY} or more)")

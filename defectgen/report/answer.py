@@ -97,7 +97,7 @@ def answer_of(results: dict[str, Any] | None, figures: dict[str, Any] | None, da
         if figures["copies"] > _MANY_COPIES:
             said.append(
                 f"{figures['copies']:.0%} of the synthetic defects are near copies of a real one: they add places, "
-                "not kinds of defect. A higher inpaint.strength draws more of each anew."
+                "not kinds of defect."
             )
     if dataset is not None:
         said.append("Look at the gallery before you train on anything: reject what no part of yours would show.")

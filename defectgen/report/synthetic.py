@@ -11,7 +11,7 @@ from typing import Any
 from markupsafe import Markup
 
 from defectgen.dataset.manifest import MANIFEST_NAME, Manifest, read_manifest, summarise
-from defectgen.diagnostics import COPY, Nearest, examine
+from defectgen.diagnostics import COPY, MOST_PASTED, Nearest, examine
 from defectgen.images import read_rgb
 from defectgen.progress import Progress
 from defectgen.recipe import Recipe
@@ -64,15 +64,16 @@ def set_parts(recipe: Recipe, sources: Sources, out: Path, progress: Progress) -
 
 
 def _notes(figures: dict[str, Any], compared: int) -> list[str]:
+    pasted = min(compared, MOST_PASTED)
     notes = [
-        f"What the first {compared} synthetic defects change is to {figures['likeness']:.2f} (median; 1: all of it) "
-        "what a pasted copy of the real defect that each follows would change there; "
+        f"What the first {pasted} synthetic defects change is to {figures['likeness']:.2f} (median; 1: all of it) what "
+        "a pasted copy of the real defect that each follows would change there; "
         f"{figures['copies']:.0%} are such copies to {COPY:g} or more."
     ]
     if figures["nearest_real"] is not None:
         notes.append(
-            f"They are {figures['nearest_real']:.2f} times as far from their nearest real one as real defects are from "
-            "each other (median, in the class check's features, where the place counts, too)."
+            f"The first {compared} are {figures['nearest_real']:.2f} times as far from their nearest real one as real "
+            "defects are from each other (median, in the class check's features, where the place counts, too)."
         )
     if figures["kid"] is not None:
         notes.append(
@@ -84,8 +85,8 @@ def _notes(figures: dict[str, Any], compared: int) -> list[str]:
 def _beside(
     sources: Sources, studio: Studio, dataset: Path, manifest: Manifest, nearest: Sequence[Nearest]
 ) -> list[dict[str, Any]]:
-    """The surest and the least sure of the set next to the real defects they were made from; the most copied ones, and
-    those furthest from any real one, next to the nearest.
+    """The surest and the least sure of the set next to the real defects they were made from; those nearest to a real
+    one and furthest from any, next to it.
     """
     rows = {row["index"]: row for row in manifest.rows}
     of_real = {image.name: image.path for image in sources.train}

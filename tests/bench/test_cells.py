@@ -19,7 +19,7 @@ from defectgen.run import held
 
 
 def of_set(copies: float) -> dict[str, Any]:
-    return {"kid": None, "nearest_real": 0.7, "copies": copies, "boxes": {}, "refused": {}}
+    return {"kid": None, "nearest_real": 0.7, "likeness": 0.9, "copies": copies, "boxes": {}, "refused": {}}
 
 
 class Runs:
@@ -156,6 +156,8 @@ def test_full_profile_shows_whole_images_larger_and_says_what_it_does_not_take_f
     assert (config.imgsz, config.iterations, config.seeds) == (640, 3000, [0])
     assert "data.max_images of the recipe is for single runs; here --k decides" in lines
     assert "train_yolo.seeds of the recipe is for single runs; here --seeds decides" in lines
+    # Not of what the recipe leaves as it is.
+    assert not any(line.startswith(("data.per_class", "train_yolo.arms")) for line in lines)
 
 
 def read(folder: Path) -> list[dict[str, Any]]:

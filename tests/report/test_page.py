@@ -15,7 +15,7 @@ import yaml
 from defectgen.bench.summary import summarise
 from defectgen.dataset.manifest import Manifest, read_manifest
 from defectgen.errors import RunError
-from defectgen.report.answer import Answer, rival_of
+from defectgen.report.answer import Answer, answer_of, rival_of
 from defectgen.report.gallery import LARGE_BUDGET, SMALL_BUDGET, gallery
 from defectgen.report.page import write_report
 from defectgen.run import read_sources
@@ -315,6 +315,14 @@ def test_bench_of_several_budgets_says_of_which_its_answer_is(tmp_path: Path) ->
     assert "Use it: it helps (with 10 real defects per class)" in text
     assert "--k 3,10 --seeds 3 --arms real,real+copy-paste,real+defectgen</pre>" in re.sub(r"&#43;", "+", text)
     assert "--k 20 --seeds 3 --arms real</pre>" in text
+
+
+def test_answer_says_where_a_set_is_one_of_copies() -> None:
+    many, few = (answer_of(None, {"refused": {}, "copies": share}, None).sentences for share in (0.98, 0.1))
+    assert (
+        many[-1] == "98% of the synthetic defects are near copies of a real one: they add places, not kinds of defect."
+    )
+    assert len(few) == len(many) - 1
 
 
 def test_answer_names_the_rival_that_does_better() -> None:
