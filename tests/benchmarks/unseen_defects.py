@@ -25,6 +25,7 @@ from defectgen.crops import Crop, centre, region_of
 from defectgen.data.load import load_sources
 from defectgen.diffusion.batches import to_batch
 from defectgen.diffusion.pipelines import DefectInpaintPipeline
+from defectgen.diffusion.train import FitProgress
 from defectgen.diffusion.unet import context_of, no_class, predict_clean
 from defectgen.recipe import Recipe, load_recipe
 from defectgen.records import Sources
@@ -38,15 +39,19 @@ BATCH = 32
 def fitted(recipe: Recipe, sources: Sources, out: Path) -> tuple[DefectInpaintPipeline, int]:
     """The generator alone, as `studio.fit` trains it, and the step that was best on its held-out defects."""
     crops = real_crops(recipe, sources)
+
+    def report(state: FitProgress) -> None:
+        if state.step % recipe.generator.check_every == 0:
+            print(f"{state.step} of {state.num_steps} steps", flush=True)
+
     pipeline, log = train(
         recipe,
         sources,
         crops,
         training_clean_crops(recipe, sources, crops),
         state_path=out / f"{fit_fingerprint(recipe, sources)[:16]}.pt",
-        progress=lambda state: print(f"\r{state.step} of {state.num_steps} steps", end="", flush=True),
+        progress=report,
     )
-    print()
     return pipeline, log.best_step
 
 
