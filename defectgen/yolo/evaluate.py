@@ -64,6 +64,16 @@ def recall_at_false_alarms(
     return found / num_defects, threshold
 
 
+def mean_precision(found: Sequence[np.ndarray], num_points: int, num_classes: int) -> np.ndarray:
+    """float (num_points,): the mean curve of all classes of the test set.
+
+    `found`: the classes' curves, each (num_points,). Of a class of which nothing was detected older releases of
+    ultralytics have none: its precision is 0.
+    """
+    curve: np.ndarray = np.asarray(found, float).reshape(-1, num_points).sum(axis=0) / max(num_classes, 1)
+    return curve
+
+
 def evaluate(
     weights: Path,
     *,
@@ -169,9 +179,7 @@ def evaluate(
     at_alarms = found[FALSE_ALARMS_PER_CLEAN_IMAGE]
     metrics = validator.metrics
     recalls = np.linspace(0, 1, 21)
-    # Of a class that nothing was detected of, older releases of ultralytics have no row: its precision is 0.
-    found_rows = np.asarray(metrics.box.prec_values).reshape(-1, len(metrics.box.px))
-    precisions = found_rows.sum(axis=0) / max(len(metrics.box.ap_class_index), 1)
+    precisions = mean_precision(metrics.box.prec_values, len(metrics.box.px), len(metrics.box.ap_class_index))
     figures = {
         "map50": float(metrics.box.map50),
         "map50_95": float(metrics.box.map),
