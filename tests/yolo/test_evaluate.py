@@ -193,7 +193,6 @@ def test_no_clean_images_or_no_defects_give_no_answer(num_clean_images, num_defe
     )
 
 
-@pytest.mark.long
 @pytest.mark.parametrize("found", [[[1.0, 0.5], [0.0, 0.0]], [[1.0, 0.5]]])
 def test_class_of_which_nothing_was_detected_has_a_precision_of_zero(found):
     assert mean_precision(found, 2, 2).tolist() == [0.5, 0.25]
@@ -203,6 +202,7 @@ def test_precision_is_zero_where_nothing_at_all_was_detected():
     assert mean_precision([], 3, 2).tolist() == [0, 0, 0]
 
 
+@pytest.mark.long
 def test_crops_are_classified_in_batches_that_change_nothing(tmp_path):
     for class_id in range(2):
         rng = np.random.default_rng(0)
