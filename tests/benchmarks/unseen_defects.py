@@ -4,9 +4,9 @@
 
 Fits one generator as RECIPE says, and one per `--try`, on the same defects with the same seed. Each then predicts the
 real training defects beyond the budget (name `data.per_class` or `data.max_images`; of other groups where there are
-any), noised to the strengths that drawing uses: the error in the region, in grey levels, and its ratio to the first
-generator's, defect by defect, with a 95 % interval over images. It costs no detector, and hundreds of defects tell
-small differences apart.
+any), hardly noised and noised to the strengths that drawing uses: the error in the region, in grey levels, and its
+ratio to the first generator's, defect by defect, with a 95 % interval over images. It costs no detector, and hundreds
+of defects tell small differences apart.
 Fits are kept in --out, by data and settings, and continued.
 """
 
@@ -32,7 +32,8 @@ from defectgen.records import Sources
 from defectgen.seeds import numpy_rng, torch_rng
 from defectgen.studio import fit_fingerprint, real_crops, train, training_clean_crops
 
-STRENGTHS = (0.2, 0.4, 0.6, 0.8)
+# The first, hardly noised, shows what the network cannot render.
+STRENGTHS = (0.02, 0.2, 0.4, 0.6, 0.8)
 BATCH = 32
 
 
